@@ -1,0 +1,3 @@
+module github.com/lighterman-dev/lighterman
+
+go 1.26.0

@@ -1,0 +1,120 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// The ways in which a source can fail, for errors.Is. A source wraps its SDK's errors in these where they apply; what is
+// none of them is taken as passing: worth a retry.
+var (
+	// ErrLost means that the hold has ended: it expired, somebody else has the message, or the message is gone.
+	ErrLost = errors.New("lease lost")
+	// ErrNotFound means that the queue, stream or hub does not exist.
+	ErrNotFound = errors.New("source not found")
+	// ErrUnauthorized means that the source refuses the credentials, or what they may do.
+	ErrUnauthorized = errors.New("source refuses the credentials")
+	// ErrThrottled means that the source asks for fewer requests.
+	ErrThrottled = errors.New("source throttles")
+	// ErrInvalid means that the configuration of the source is unusable as it stands: a connection string that does not
+	// parse, a key that holds something else than a stream.
+	ErrInvalid = errors.New("source configuration invalid")
+	// ErrUnreadable means that a message is there, but not in a form that this source can hand out; see
+	// Message.Unreadable.
+	ErrUnreadable = errors.New("message unreadable")
+)
+
+// Class names the kind of failure for metrics and logs, as one of a few fixed words: lost, not_found, unauthorized,
+// throttled, invalid, unreadable, canceled, timeout, other.
+func Class(err error) string {
+	for _, c := range []struct {
+		is   error
+		name string
+	}{
+		{ErrLost, "lost"},
+		{ErrNotFound, "not_found"},
+		{ErrUnauthorized, "unauthorized"},
+		{ErrThrottled, "throttled"},
+		{ErrInvalid, "invalid"},
+		{ErrUnreadable, "unreadable"},
+		{context.Canceled, "canceled"},
+		{context.DeadlineExceeded, "timeout"},
+	} {
+		if errors.Is(err, c.is) {
+			return c.name
+		}
+	}
+	return "other"
+}
+
+// Traits declare what a source can do, so that no caller asks for a source's name.
+type Traits struct {
+	// MaxBatch is the most messages that one Receive hands out, whatever it is asked for. Zero: no limit.
+	MaxBatch int
+	// Waits says that Receive on an empty source waits for a message for a while (at most a second) rather than to
+	// return at once, so that nobody need pause between calls.
+	Waits bool
+	// MaxDelay is the longest delay that Requeue keeps; a longer one is cut to it. Zero: no limit.
+	MaxDelay time.Duration
+	// CreatesMissing says that a queue which does not exist is made on first use, as streams are in Redis, and so
+	// never reported as ErrNotFound.
+	CreatesMissing bool
+}
+
+// Return is one message to give back.
+type Return struct {
+	Lease *Lease
+	// Delay is how long the message stays hidden. Zero: it can be received again at once.
+	Delay time.Duration
+}
+
+// Poisoned is one message to move aside.
+type Poisoned struct {
+	Lease *Lease
+	// Reason says in a sentence why, for the person who looks into the poison queue.
+	Reason string
+	// Attempts is how many Jobs failed on the message.
+	Attempts int
+	// Job is the name of the last Job, if any ran.
+	Job string
+}
+
+// Backlog is how much is waiting in a source.
+type Backlog struct {
+	// Messages is all that the source holds and has not completed: visible, leased and delayed.
+	Messages int64
+	// Leased is how many of them are handed out or delayed. -1 where the source cannot tell.
+	Leased int64
+}
+
+// Source is a queue, event hub or stream that messages come from. All methods are safe for concurrent use; what they need
+// they were given when the source was made, the lease duration among it.
+//
+// The batch methods (Extend, Complete, Requeue, Poison) return nil when all went well, else one entry per argument, nil
+// where that one went well. An operation on a lease that is no longer ours fails with ErrLost and changes nothing. They
+// take a batch of any size and split it as the server needs.
+//
+// What exactly is promised is written down as tests in package leasetest.
+type Source interface {
+	// Identity names the source for ever, across restarts and credentials: a URL without secrets. Two sources with the
+	// same identity share their messages.
+	Identity() string
+	Traits() Traits
+	// Check verifies that the source exists and that the credentials are good for it, and does so without leasing a
+	// message. It may create what CreatesMissing promises.
+	Check(ctx context.Context) error
+	// Receive leases at most limit messages, those that there are: it never waits for a batch to fill. Leases can come
+	// together with an error, when a part of the batch failed; they are held all the same. When ctx ends, Receive
+	// returns soon, with what it has leased by then.
+	Receive(ctx context.Context, limit int) ([]*Lease, error)
+	Extend(ctx context.Context, leases []*Lease) []error
+	Complete(ctx context.Context, leases []*Lease) []error
+	Requeue(ctx context.Context, returns []Return) []error
+	// Poison copies each message to the poison queue, creating that if it is missing, and removes the original only
+	// after the copy was confirmed.
+	Poison(ctx context.Context, poisoned []Poisoned) []error
+	Backlog(ctx context.Context) (Backlog, error)
+	// Close frees connections. Leases stay as they are, to expire.
+	Close() error
+}
