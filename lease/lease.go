@@ -71,6 +71,13 @@ func (l *Lease) Deadline() time.Time {
 // Valid reports whether the lease is trusted now.
 func (l *Lease) Valid() bool { return time.Now().Before(l.Deadline()) }
 
+// forfeit ends the trust at once: the source said that the hold is over.
+func (l *Lease) forfeit() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.deadline = time.Time{}
+}
+
 // schedule says when the lease is due for renewal and until when it is trusted.
 func (l *Lease) schedule() (renewAt, deadline time.Time) {
 	l.mu.Lock()
