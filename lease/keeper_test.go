@@ -49,6 +49,12 @@ func newLease(id string, d time.Duration) *Lease {
 	return l
 }
 
+// advance moves the virtual clock on, and lets everything that is due by then happen.
+func advance(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
 // keep runs a keeper over x for the length of the test.
 func keep(t *testing.T, x *extender, cfg KeeperConfig) *Keeper {
 	t.Helper()
@@ -69,7 +75,7 @@ func TestKeeperRenewsUntilReleased(t *testing.T) {
 		k := keep(t, x, KeeperConfig{Lost: func(l *Lease, err error) { t.Errorf("lost %s: %v", l.ID, err) }})
 		l := newLease("a", time.Minute)
 		k.Hold(l)
-		time.Sleep(10 * time.Minute)
+		advance(10 * time.Minute)
 		if !l.Valid() {
 			t.Error("the lease ran out while it was held")
 		}
@@ -80,7 +86,7 @@ func TestKeeperRenewsUntilReleased(t *testing.T) {
 			t.Fatal(err)
 		}
 		before := len(x.calls)
-		time.Sleep(time.Hour)
+		advance(time.Hour)
 		if len(x.calls) != before {
 			t.Error("renewed after the release")
 		}
@@ -97,7 +103,7 @@ func TestKeeperBatches(t *testing.T) {
 		for i := range 25 {
 			k.Hold(newLease(fmt.Sprint(i), time.Minute))
 		}
-		time.Sleep(21 * time.Second)
+		advance(21 * time.Second)
 		var sizes []int
 		for _, c := range x.calls {
 			sizes = append(sizes, len(c))
@@ -119,7 +125,7 @@ func TestKeeperRetriesUntilTheDeadline(t *testing.T) {
 		k := keep(t, x, KeeperConfig{Lost: func(_ *Lease, err error) { lostAfter, lostErr = time.Since(start), err }})
 		l := newLease("a", time.Minute)
 		k.Hold(l)
-		time.Sleep(2 * time.Minute)
+		advance(2 * time.Minute)
 		if want := time.Minute - time.Minute/8; lostAfter < want || lostAfter > want+time.Second {
 			t.Errorf("lost after %v, want %v", lostAfter, want)
 		}
@@ -148,7 +154,7 @@ func TestKeeperRecoversFromFailures(t *testing.T) {
 		k := keep(t, x, KeeperConfig{Lost: func(l *Lease, err error) { t.Errorf("lost %s: %v", l.ID, err) }})
 		l := newLease("a", time.Minute)
 		k.Hold(l)
-		time.Sleep(5 * time.Minute)
+		advance(5 * time.Minute)
 		if !l.Valid() {
 			t.Error("not valid after two failures and a recovery")
 		}
@@ -171,7 +177,7 @@ func TestKeeperLosesAtOnceWhatTheSourceCallsLost(t *testing.T) {
 		})
 		gone, kept := newLease("gone", time.Minute), newLease("kept", time.Minute)
 		k.Hold(gone, kept)
-		time.Sleep(30 * time.Second)
+		advance(30 * time.Second)
 		if want := []string{"gone"}; !slices.Equal(lost, want) {
 			t.Errorf("lost %v, want %v", lost, want)
 		}
@@ -190,7 +196,7 @@ func TestKeeperNoticesDeadlinesWhileTheServerHangs(t *testing.T) {
 		var lost []string
 		k := keep(t, x, KeeperConfig{Concurrency: 1, BatchSize: 1, Lost: func(l *Lease, _ error) { lost = append(lost, l.ID) }})
 		k.Hold(newLease("a", time.Minute), newLease("b", time.Minute))
-		time.Sleep(time.Minute)
+		advance(time.Minute)
 		if len(lost) != 1 {
 			t.Errorf("lost %v, want the one that waited for the call", lost)
 		}
@@ -205,7 +211,7 @@ func TestReleaseWaitsForTheExtension(t *testing.T) {
 		k := keep(t, x, KeeperConfig{})
 		l := newLease("a", time.Minute)
 		k.Hold(l)
-		time.Sleep(21 * time.Second) // the extension is under way
+		advance(21 * time.Second) // the extension is under way
 		released := make(chan error, 1)
 		go func() { released <- k.Release(t.Context(), l) }()
 		synctest.Wait()
