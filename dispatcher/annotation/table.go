@@ -1,0 +1,296 @@
+package annotation
+
+import "slices"
+
+// Type is the form that the value of an annotation takes.
+type Type string
+
+// The types. Every one but TypeText can be judged without knowing the key.
+const (
+	// TypeWord is one of a few fixed words.
+	TypeWord Type = "word"
+	// TypeText is what the row's pattern admits.
+	TypeText Type = "text"
+	// TypeInteger is a whole number in decimal.
+	TypeInteger Type = "integer"
+	// TypeNumber is a decimal number that is not negative.
+	TypeNumber Type = "number"
+	// TypeDuration is a number with a unit, or several, as in 1h30m.
+	TypeDuration Type = "duration"
+	// TypeDurations is a shortest and a longest duration with two dots between them.
+	TypeDurations Type = "durations"
+	// TypeBool is true or false.
+	TypeBool Type = "bool"
+	// TypeSecretKey is the name of a Secret and one of its keys, with a slash between them.
+	TypeSecretKey Type = "secret-key"
+)
+
+// Off is the value that switches a limit off, for rows that have Row.MayBeOff set.
+const Off = "off"
+
+// Row is one line of the contract: what one annotation may say.
+//
+// A key has several rows where sources differ in what they admit. At most one row of a key applies to any one source.
+type Row struct {
+	// Key is what follows the prefix and a slash.
+	Key string
+	// Kinds are the kinds of object that the key is for.
+	Kinds []string
+	// Sources are those that the key is for. Empty: all.
+	Sources []string
+
+	Type Type
+	// Values are the words of a TypeWord.
+	Values []string
+	// Pattern is a regular expression (RE2) that the whole value must match; of rows with type TypeText only, since
+	// Grammar gives it for all others.
+	Pattern string
+	// MinLength and MaxLength bound the number of bytes of a TypeText.
+	MinLength, MaxLength int
+	// Min and Max are the bounds, inclusive, of numbers and durations, written as a value would be.
+	Min, Max string
+	// MayBeOff says that the value can also be Off.
+	MayBeOff bool
+
+	Required bool
+	// Default is used where the key is absent; empty where there is none. The name of another key in angle brackets
+	// stands for its value.
+	Default string
+	// Shared says that named sets take the plain key where they have none of their own.
+	Shared bool
+
+	// Limited says that this version does not yet accept all that the contract admits, but only Accepts; nothing at all
+	// where that is empty. Instead says what to do meanwhile.
+	Limited bool
+	Accepts []string
+	Instead string
+
+	// Doc is what the annotation means, in a sentence or two.
+	Doc string
+	// Example is a value that Parse accepts; empty where it accepts none.
+	Example string
+
+	// entity marks the key that names the queue, hub or stream itself.
+	entity bool
+	// set writes the value to its field of Spec. Nil where this version accepts nothing but the default, so that there is no
+	// field.
+	set func(*Spec, value)
+}
+
+// appliesToSource reports whether the row is for source. Where the source is not known, every row is.
+func (r *Row) appliesToSource(source string) bool {
+	return len(r.Sources) == 0 || source == "" || slices.Contains(r.Sources, source)
+}
+
+const (
+	// Azure's rules for the names of queues: https://learn.microsoft.com/rest/api/storageservices/naming-queues-and-metadata
+	queueName = `[a-z0-9]+(-[a-z0-9]+)*`
+	// Redis takes any bytes as a key. White space around a name is always a mistake, and line breaks do not survive a log.
+	redisName = `\S(.*\S)?`
+	// A DNS subdomain: what Kubernetes demands of the names of Secrets and ServiceAccounts.
+	objectName = `[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*`
+)
+
+var (
+	templates     = []string{KindCronJob, KindJob}
+	storageQueue  = []string{SourceAzureStorageQueue}
+	eventHubs     = []string{SourceAzureEventHubs}
+	redisStreams  = []string{SourceRedisStreams}
+	azure         = []string{SourceAzureStorageQueue, SourceAzureEventHubs}
+	insteadSecret = "use " + KeyConnectionSecret + " instead"
+)
+
+// table is the contract. It is never written to.
+var table = []Row{
+	{
+		Key: KeySource, Kinds: templates, Type: TypeWord,
+		Values:   []string{SourceAzureStorageQueue, SourceAzureEventHubs, SourceRedisStreams},
+		Required: true,
+		Limited:  true, Accepts: []string{SourceAzureStorageQueue, SourceRedisStreams},
+		Instead: "use " + SourceAzureStorageQueue + " or " + SourceRedisStreams,
+		Doc:     "What kind of source the messages come from.",
+		Example: SourceAzureStorageQueue,
+		set:     func(s *Spec, v value) { s.Source = v.text },
+	},
+	{
+		Key: KeyQueue, Kinds: templates, Sources: storageQueue, Type: TypeText,
+		Pattern: queueName, MinLength: 3, MaxLength: 63,
+		Required: true,
+		Doc:      "The name of the queue. It must exist.",
+		Example:  "tasks",
+		entity:   true,
+		set:      func(s *Spec, v value) { s.Queue = v.text },
+	},
+	{
+		Key: KeyEventHub, Kinds: templates, Sources: eventHubs, Type: TypeText,
+		Pattern: `[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?`, MinLength: 1, MaxLength: 256,
+		Required: true,
+		Doc:      "The name of the event hub. It must exist.",
+		Example:  "tasks",
+		entity:   true,
+	},
+	{
+		Key: KeyStream, Kinds: templates, Sources: redisStreams, Type: TypeText,
+		Pattern: redisName, MinLength: 1, MaxLength: 512,
+		Required: true,
+		Doc:      "The key of the stream.",
+		Example:  "tasks",
+		entity:   true,
+		set:      func(s *Spec, v value) { s.Stream = v.text },
+	},
+	{
+		Key: KeyConsumerGroup, Kinds: templates, Sources: eventHubs, Type: TypeText,
+		Pattern: `\$Default|[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?`, MinLength: 1, MaxLength: 50,
+		Default: "$Default",
+		Doc:     "The consumer group that this template reads as. No two templates may share one.",
+		Example: "lighterman",
+	},
+	{
+		Key: KeyConsumerGroup, Kinds: templates, Sources: redisStreams, Type: TypeText,
+		Pattern: redisName, MinLength: 1, MaxLength: 512,
+		Default: "lighterman",
+		Doc: "The consumer group that this template reads as; it is created at the beginning of the stream if it is missing. " +
+			"No two templates may share one.",
+		Example: "lighterman",
+		set:     func(s *Spec, v value) { s.ConsumerGroup = v.text },
+	},
+	{
+		Key: KeyConnectionSecret, Kinds: templates, Type: TypeSecretKey,
+		Required: true,
+		Doc: "The Secret that holds the connection string, and the key under which it does, as `name/key`. The Secret is in the " +
+			"namespace of the annotated object.",
+		Example: "task-queue/connection-string",
+		set:     func(s *Spec, v value) { s.ConnectionSecret = v.secretKey },
+	},
+	{
+		Key: KeyAccount, Kinds: templates, Sources: storageQueue, Type: TypeText,
+		Pattern: `[a-z0-9]+`, MinLength: 3, MaxLength: 24,
+		Limited: true, Instead: insteadSecret,
+		Doc: "The storage account, where an identity is used rather than a connection string.",
+	},
+	{
+		Key: KeyNamespace, Kinds: templates, Sources: eventHubs, Type: TypeText,
+		Pattern: `[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+`, MinLength: 3, MaxLength: 253,
+		Limited: true, Instead: insteadSecret,
+		Doc: "The fully qualified Event Hubs namespace, where an identity is used rather than a connection string.",
+	},
+	{
+		Key: KeyServiceAccount, Kinds: templates, Sources: azure, Type: TypeText,
+		Pattern: objectName, MinLength: 1, MaxLength: 253,
+		Limited: true, Instead: insteadSecret,
+		Doc: "The ServiceAccount, in the namespace of the annotated object, as whose identity the source is read.",
+	},
+	{
+		Key: KeyPoisonQueue, Kinds: templates, Sources: storageQueue, Type: TypeText,
+		Pattern: queueName, MinLength: 3, MaxLength: 63,
+		Default: "<queue>-poison",
+		Doc: "The queue that a message is moved to after its last attempt, or when it cannot be carried. It is created when first " +
+			"needed.",
+		Example: "tasks-poison",
+		set:     func(s *Spec, v value) { s.PoisonQueue = v.text },
+	},
+	{
+		Key: KeyPoisonQueue, Kinds: templates, Sources: redisStreams, Type: TypeText,
+		Pattern: redisName, MinLength: 1, MaxLength: 519,
+		Default: "<stream>:poison",
+		Doc: "The stream that a message is moved to after its last attempt, or when it cannot be carried. It is created when first " +
+			"needed.",
+		Example: "tasks:poison",
+		set:     func(s *Spec, v value) { s.PoisonQueue = v.text },
+	},
+	{
+		Key: KeyMaxInFlight, Kinds: templates, Type: TypeInteger, Min: "1", Max: "1000000",
+		Default: "100", Shared: true,
+		Doc:     "How many Jobs of this source may run at once.",
+		Example: "250",
+		set:     func(s *Spec, v value) { s.MaxInFlight = v.integer },
+	},
+	{
+		Key: KeyJobsPerSecond, Kinds: templates, Type: TypeNumber, Min: "0.001", Max: "100000", MayBeOff: true,
+		Default: Off, Shared: true,
+		Doc:     "How many Jobs are launched in a second at most; `0.5` is one every two seconds.",
+		Example: "20",
+		set:     func(s *Spec, v value) { s.JobsPerSecond = v.number },
+	},
+	{
+		Key: KeyMaxPending, Kinds: templates, Type: TypeInteger, Min: "1", Max: "1000000", MayBeOff: true,
+		Default: Off, Shared: true,
+		Doc: "No further Job is launched while this many have no ready pod. It keeps a cluster autoscaler from being asked for " +
+			"more than it can give.",
+		Example: "50",
+		set:     func(s *Spec, v value) { s.MaxPending = v.integer },
+	},
+	{
+		Key: KeyStartTimeout, Kinds: templates, Type: TypeDuration, Min: "1s", Max: "168h", MayBeOff: true,
+		Default: Off, Shared: true,
+		Doc: "A Job whose pods have not started by then (no such image, nowhere to run, a missing ConfigMap) counts as a failed " +
+			"attempt.",
+		Example: "10m",
+		set:     func(s *Spec, v value) { s.StartTimeout = v.duration },
+	},
+	{
+		Key: KeyTasksPerJob, Kinds: templates, Type: TypeInteger, Min: "1", Max: "100000",
+		Default: "1", Shared: true,
+		Limited: true, Accepts: []string{"1"}, Instead: "leave it out: every message gets a Job of its own",
+		Doc:     "How many messages one Job is given.",
+		Example: "1",
+	},
+	{
+		Key: KeyBatchWait, Kinds: templates, Type: TypeDuration, Min: "0s", Max: "10m",
+		Default: "1s", Shared: true,
+		Limited: true, Accepts: []string{"1s"}, Instead: "leave it out: every message gets a Job of its own",
+		Doc:     "How long a Job waits for its messages to come together, where it is given more than one.",
+		Example: "1s",
+	},
+	{
+		Key: KeyPayload, Kinds: templates, Type: TypeWord, Values: []string{"auto", "env", "secret", "file"},
+		Default: "auto", Shared: true,
+		Limited: true, Accepts: []string{"auto"}, Instead: "leave it out: the message is the value of KEDA_TASK_DATA",
+		Doc:     "How a message reaches its containers.",
+		Example: "auto",
+	},
+	{
+		Key: KeyMessageEncoding, Kinds: templates, Type: TypeWord, Values: []string{"text", "base64"},
+		Default: "text", Shared: true,
+		Limited: true, Accepts: []string{"text"}, Instead: "leave it out: containers receive the message as it was stored",
+		Doc:     "What producers do to a message before they store it. `base64` is what Azure Functions writes.",
+		Example: "text",
+	},
+	{
+		Key: KeyLeaseDuration, Kinds: templates, Type: TypeDuration, Min: "1s", Max: "168h",
+		Default: "2m", Shared: true,
+		Doc: "For how long a message is held at a time. The hold is renewed until the message is settled, however long its Job " +
+			"runs; this is only how long a message stays hidden after a dispatcher has died. Less than `30s` leaves little time " +
+			"for a source that answers slowly.",
+		Example: "2m",
+		set:     func(s *Spec, v value) { s.LeaseDuration = v.duration },
+	},
+	{
+		Key: KeyMaxAttempts, Kinds: templates, Type: TypeInteger, Min: "1", Max: "1000",
+		Default: "5", Shared: true,
+		Doc:     "How many Jobs may fail on a message before it is moved to the poison queue.",
+		Example: "3",
+		set:     func(s *Spec, v value) { s.MaxAttempts = v.integer },
+	},
+	{
+		Key: KeyRetryBackoff, Kinds: templates, Type: TypeDurations, Min: "0s", Max: "168h",
+		Default: "10s..10m", Shared: true,
+		Doc:     "The delay before the second attempt, which doubles with each further one, and the longest it may become.",
+		Example: "30s..1h",
+		set:     func(s *Spec, v value) { s.RetryBackoff = v.backoff },
+	},
+	{
+		Key: KeyPriority, Kinds: templates, Type: TypeInteger, Min: "-1000", Max: "1000",
+		Default: "0", Shared: true,
+		Doc:     "Who goes first when Jobs cannot be launched as fast as messages come: the higher number.",
+		Example: "10",
+		set:     func(s *Spec, v value) { s.Priority = v.integer },
+	},
+	{
+		Key: KeyPaused, Kinds: templates, Type: TypeBool,
+		Default: "false", Shared: true,
+		Doc:     "`true` stops launching. Jobs that run are still followed to their end, and their messages settled.",
+		Example: "true",
+		set:     func(s *Spec, v value) { s.Paused = v.bool },
+	},
+}
