@@ -85,8 +85,8 @@ func (r *Row) appliesToSource(source string) bool {
 const (
 	// Azure's rules for the names of queues: https://learn.microsoft.com/rest/api/storageservices/naming-queues-and-metadata
 	queueName = `[a-z0-9]+(-[a-z0-9]+)*`
-	// Redis takes any bytes as a key. White space around a name is always a mistake, and line breaks do not survive a log.
-	redisName = `\S(.*\S)?`
+	// Redis takes any bytes as a key. White space around a name is always a mistake, and so are control characters in it.
+	redisName = `[^\pC\s]([^\pC]*[^\pC\s])?`
 	// A DNS subdomain: what Kubernetes demands of the names of Secrets and ServiceAccounts.
 	objectName = `[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*`
 )

@@ -72,7 +72,7 @@ func TestEveryRow(t *testing.T) {
 			if len(bad[row.Key]) == 0 {
 				t.Error("no bad values are known")
 			}
-			for _, v := range append(bad[row.Key], " ", row.Example+" ", "$(KEY)", "a\x00b") {
+			for _, v := range append(bad[row.Key], " ", row.Example+" ", "a\x00b") {
 				_, err := annotation.Parse(annotation.KindCronJob, changed(maps.Clone(base), map[string]string{row.Key: v}))
 				if err == nil {
 					t.Errorf("%q was accepted", v)
