@@ -202,14 +202,18 @@ func (f *Faults) Extend(ctx context.Context, leases []*lease.Lease) []error {
 func (f *Faults) Complete(ctx context.Context, leases []*lease.Lease) []error {
 	return batch(ctx, f, OpComplete, leases,
 		func(l *lease.Lease) *lease.Message { return &l.Message },
-		func(ctx context.Context, leases []*lease.Lease, _ bool) []error { return f.source.Complete(ctx, leases) })
+		func(ctx context.Context, leases []*lease.Lease, _ bool) []error {
+			return f.source.Complete(ctx, leases)
+		})
 }
 
 // Requeue implements lease.Source.
 func (f *Faults) Requeue(ctx context.Context, returns []lease.Return) []error {
 	return batch(ctx, f, OpRequeue, returns,
 		func(r lease.Return) *lease.Message { return &r.Lease.Message },
-		func(ctx context.Context, returns []lease.Return, _ bool) []error { return f.source.Requeue(ctx, returns) })
+		func(ctx context.Context, returns []lease.Return, _ bool) []error {
+			return f.source.Requeue(ctx, returns)
+		})
 }
 
 // Poison implements lease.Source.

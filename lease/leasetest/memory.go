@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/url"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -43,7 +44,8 @@ type memoryQueue struct {
 	name string
 
 	mu       sync.Mutex
-	messages []*memoryMessage // in the order they were sent
+	messages []*memoryMessage // in the order they were sent; those that left stay until compact
+	byID     map[string]*memoryMessage
 	poisoned []PoisonedMessage
 	lastID   int64
 	receipts int64
@@ -55,6 +57,7 @@ type memoryMessage struct {
 	visibleAt time.Time
 	leased    bool   // handed out, or given back with a delay; false once it was never received or is due again
 	receipt   string // the only one that is good
+	gone      bool
 }
 
 // memoryWait is how long Receive waits for a message where Traits.Waits says that it does.
@@ -69,7 +72,7 @@ func NewMemory(c MemoryConfig) *Memory {
 		c.LeaseDuration = 30 * time.Second
 	}
 	return &Memory{
-		queue:    &memoryQueue{name: c.Name, changed: make(chan struct{})},
+		queue:    &memoryQueue{name: c.Name, byID: map[string]*memoryMessage{}, changed: make(chan struct{})},
 		duration: c.LeaseDuration,
 		traits:   c.Traits,
 	}
@@ -103,7 +106,9 @@ func (m *Memory) SendMessages(messages ...lease.Message) []string {
 		msg.Properties = maps.Clone(msg.Properties)
 		msg.EnqueuedAt = now
 		msg.Deliveries = 0
-		q.messages = append(q.messages, &memoryMessage{Message: msg, visibleAt: now})
+		stored := &memoryMessage{Message: msg, visibleAt: now}
+		q.messages = append(q.messages, stored)
+		q.byID[msg.ID] = stored
 		ids = append(ids, msg.ID)
 	}
 	q.wake()
@@ -121,7 +126,7 @@ func (m *Memory) Poisoned() []PoisonedMessage {
 func (m *Memory) Len() int {
 	m.queue.mu.Lock()
 	defer m.queue.mu.Unlock()
-	return len(m.queue.messages)
+	return len(m.queue.byID)
 }
 
 // Identity implements lease.Source.
@@ -174,6 +179,9 @@ func (m *Memory) take(limit int) (leases []*lease.Lease, changed <-chan struct{}
 		if len(leases) >= limit {
 			break
 		}
+		if msg.gone {
+			continue
+		}
 		if now.Before(msg.visibleAt) {
 			if next.IsZero() || msg.visibleAt.Before(next) {
 				next = msg.visibleAt
@@ -194,7 +202,7 @@ func (m *Memory) take(limit int) (leases []*lease.Lease, changed <-chan struct{}
 // Extend implements lease.Source. Like Storage Queue, it changes the receipt.
 func (m *Memory) Extend(ctx context.Context, leases []*lease.Lease) []error {
 	return each(ctx, leases, func(l *lease.Lease) error {
-		return m.queue.with(l, func(_ int, msg *memoryMessage) {
+		return m.queue.with(l, func(msg *memoryMessage) {
 			now := time.Now()
 			msg.visibleAt = now.Add(m.duration)
 			msg.receipt = m.queue.newReceipt()
@@ -207,7 +215,7 @@ func (m *Memory) Extend(ctx context.Context, leases []*lease.Lease) []error {
 // Complete implements lease.Source.
 func (m *Memory) Complete(ctx context.Context, leases []*lease.Lease) []error {
 	return each(ctx, leases, func(l *lease.Lease) error {
-		return m.queue.with(l, func(i int, _ *memoryMessage) { m.queue.remove(i) })
+		return m.queue.with(l, m.queue.remove)
 	})
 }
 
@@ -218,7 +226,7 @@ func (m *Memory) Requeue(ctx context.Context, returns []lease.Return) []error {
 		if m.traits.MaxDelay > 0 {
 			delay = min(delay, m.traits.MaxDelay)
 		}
-		return m.queue.with(r.Lease, func(_ int, msg *memoryMessage) {
+		return m.queue.with(r.Lease, func(msg *memoryMessage) {
 			msg.visibleAt = time.Now().Add(delay)
 			msg.leased = delay > 0
 			msg.receipt = ""
@@ -230,11 +238,11 @@ func (m *Memory) Requeue(ctx context.Context, returns []lease.Return) []error {
 // Poison implements lease.Source.
 func (m *Memory) Poison(ctx context.Context, poisoned []lease.Poisoned) []error {
 	return each(ctx, poisoned, func(p lease.Poisoned) error {
-		return m.queue.with(p.Lease, func(i int, msg *memoryMessage) {
+		return m.queue.with(p.Lease, func(msg *memoryMessage) {
 			m.queue.poisoned = append(m.queue.poisoned, PoisonedMessage{
 				Message: msg.Message, Reason: p.Reason, Attempts: p.Attempts, Job: p.Job,
 			})
-			m.queue.remove(i)
+			m.queue.remove(msg)
 		})
 	})
 }
@@ -247,9 +255,9 @@ func (m *Memory) Backlog(ctx context.Context) (lease.Backlog, error) {
 	q := m.queue
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	b := lease.Backlog{Messages: int64(len(q.messages))}
+	b := lease.Backlog{Messages: int64(len(q.byID))}
 	now := time.Now()
-	for _, msg := range q.messages {
+	for _, msg := range q.byID {
 		if msg.leased && now.Before(msg.visibleAt) {
 			b.Leased++
 		}
@@ -261,23 +269,28 @@ func (m *Memory) Backlog(ctx context.Context) (lease.Backlog, error) {
 func (m *Memory) Close() error { return nil }
 
 // with calls do with the message that the lease holds, under the queue's lock.
-func (q *memoryQueue) with(l *lease.Lease, do func(i int, msg *memoryMessage)) error {
+func (q *memoryQueue) with(l *lease.Lease, do func(msg *memoryMessage)) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for i, msg := range q.messages {
-		if msg.ID != l.ID {
-			continue
-		}
-		if msg.receipt == "" || msg.receipt != l.Receipt {
-			return fmt.Errorf("message %s: stale receipt: %w", l.ID, lease.ErrLost)
-		}
-		do(i, msg)
-		return nil
+	msg := q.byID[l.ID]
+	if msg == nil {
+		return fmt.Errorf("message %s: gone: %w", l.ID, lease.ErrLost)
 	}
-	return fmt.Errorf("message %s: gone: %w", l.ID, lease.ErrLost)
+	if msg.receipt == "" || msg.receipt != l.Receipt {
+		return fmt.Errorf("message %s: stale receipt: %w", l.ID, lease.ErrLost)
+	}
+	do(msg)
+	return nil
 }
 
-func (q *memoryQueue) remove(i int) { q.messages = append(q.messages[:i], q.messages[i+1:]...) }
+// remove takes a message out. The list is compacted only now and then, so that a removal costs next to nothing.
+func (q *memoryQueue) remove(msg *memoryMessage) {
+	msg.gone = true
+	delete(q.byID, msg.ID)
+	if len(q.messages) > 2*len(q.byID) {
+		q.messages = slices.DeleteFunc(q.messages, func(m *memoryMessage) bool { return m.gone })
+	}
+}
 
 func (q *memoryQueue) newReceipt() string {
 	q.receipts++
