@@ -94,8 +94,23 @@ func (k *Keeper) Hold(leases ...*Lease) {
 // Release lets the leases go, and returns once no Extend call is using them: from then on they are the caller's to
 // settle. Those that are not held are passed over. It fails only when ctx ends first.
 func (k *Keeper) Release(ctx context.Context, leases ...*Lease) error {
-	var busy []chan struct{}
+	for _, extended := range k.remove(leases) {
+		select {
+		case <-extended:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// Drop lets the leases go, to expire. An Extend call may still be using them, so nothing else may be done with them.
+func (k *Keeper) Drop(leases ...*Lease) { k.remove(leases) }
+
+// remove takes the leases out, and returns what to wait for until no Extend call is using them.
+func (k *Keeper) remove(leases []*Lease) (busy []chan struct{}) {
 	k.mu.Lock()
+	defer k.mu.Unlock()
 	for _, l := range leases {
 		e, ok := k.held[l]
 		if !ok {
@@ -108,15 +123,7 @@ func (k *Keeper) Release(ctx context.Context, leases ...*Lease) error {
 			busy = append(busy, e.extended)
 		}
 	}
-	k.mu.Unlock()
-	for _, extended := range busy {
-		select {
-		case <-extended:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	return nil
+	return busy
 }
 
 // Held is how many leases are held.

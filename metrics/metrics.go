@@ -25,10 +25,11 @@ const (
 	StageTrack    Stage = "track"
 	StageExtend   Stage = "extend"
 	StageSettle   Stage = "settle"
+	StageMark     Stage = "mark"
 	StageBacklog  Stage = "backlog"
 )
 
-var stages = []Stage{StageDiscover, StageReceive, StageLaunch, StageTrack, StageExtend, StageSettle, StageBacklog}
+var stages = []Stage{StageDiscover, StageReceive, StageLaunch, StageTrack, StageExtend, StageSettle, StageMark, StageBacklog}
 
 // State is what a template is up to.
 type State string
@@ -50,15 +51,15 @@ var states = []State{StateRunning, StatePaused, StateMisconfigured, StateBlocked
 
 // classes are the kinds of failure: those of package lease, and those of the Kubernetes API.
 var classes = []string{
-	"canceled", "conflict", "forbidden", "invalid", "lost", "not_found", classOther, "quota", "throttled", "timeout",
+	"canceled", "conflict", "forbidden", "foreign", "invalid", "lost", "not_found", classOther, "payload", "throttled", "timeout",
 	"unauthorized", "unavailable", "unreadable",
 }
 
 const classOther = "other"
 
-// reasons are those for which Kubernetes fails a Job, and the one for which we have it do so.
+// reasons are those for which Kubernetes fails a Job, the one for which we have it do so, and that somebody deleted it.
 var reasons = []string{
-	"BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes", "MaxFailedIndexesExceeded", "PodFailurePolicy",
+	"BackoffLimitExceeded", "DeadlineExceeded", "Deleted", "FailedIndexes", "MaxFailedIndexesExceeded", "PodFailurePolicy",
 	"StartTimeout", classOther,
 }
 

@@ -40,7 +40,7 @@ const (
 	KeyEventHub         = "event-hub"
 	KeyStream           = "stream"
 	KeyConsumerGroup    = "consumer-group"
-	KeyConnectionSecret = "connection-secret" //nolint:gosec // The name of an annotation, not a credential.
+	KeyConnectionSecret = "connection-secret"
 	KeyAccount          = "account"
 	KeyNamespace        = "namespace"
 	KeyServiceAccount   = "service-account"
@@ -92,6 +92,8 @@ type Spec struct {
 type SecretKey struct {
 	Name, Key string
 }
+
+func (k SecretKey) String() string { return k.Name + "/" + k.Key }
 
 // Backoff is the delay before a message is given another attempt: Min after the first failure, up to Max.
 type Backoff struct {

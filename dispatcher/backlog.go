@@ -1,0 +1,27 @@
+package dispatcher
+
+import (
+	"context"
+
+	"github.com/lighterman-dev/lighterman/lease"
+	"github.com/lighterman-dev/lighterman/metrics"
+)
+
+// readBacklog tells the metrics how much the source holds, until ctx ends.
+func (l *lane) readBacklog(ctx context.Context) {
+	for {
+		callCtx, cancel := context.WithTimeout(ctx, l.tuning.SourceTimeout)
+		backlog, err := l.source.Backlog(callCtx)
+		cancel()
+		switch {
+		case err == nil:
+			l.metrics.SetBacklog(backlog.Messages, backlog.Leased)
+		case ctx.Err() == nil:
+			l.metrics.Error(metrics.StageBacklog, lease.Class(err))
+			l.log.Debug("reading the backlog failed", "err", err)
+		}
+		if !sleep(ctx, spread(l.tuning.BacklogInterval)) {
+			return
+		}
+	}
+}

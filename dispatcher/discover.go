@@ -1,0 +1,360 @@
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/workqueue"
+
+	"github.com/lighterman-dev/lighterman/dispatcher/annotation"
+	"github.com/lighterman-dev/lighterman/jobs"
+	"github.com/lighterman-dev/lighterman/lease"
+	"github.com/lighterman-dev/lighterman/metrics"
+)
+
+// syncWorkers is how many templates are looked at together: one whose source hangs must not keep the others waiting.
+const syncWorkers = 8
+
+// discovery keeps the lanes in line with the templates, for as long as this process leads. Handlers only enqueue names; sync does the
+// work, one template at a time, from what the caches and the API server say then.
+type discovery struct {
+	*Dispatcher
+	report *reporter
+	queue  workqueue.TypedRateLimitingInterface[jobs.Ref]
+
+	lanes sync.WaitGroup
+
+	mu        sync.Mutex
+	templates map[jobs.Ref]*template
+	holders   map[string]*holder // by source identity
+}
+
+// template is an annotated object that was looked at, and its lanes, by set. Only the sync of its name touches it.
+type template struct {
+	seen  *candidate
+	lanes map[string]*openLane
+}
+
+// openLane is a lane that takes messages, with what it was opened with.
+type openLane struct {
+	*lane
+	spec       annotation.Spec
+	connection string
+}
+
+// holder is the lane that has a source. It keeps it after it was retired, until it has ended.
+type holder struct {
+	lane    *lane
+	ref     jobs.Ref
+	set     string
+	created metav1.Time
+	// waiting are those who want the source and were refused.
+	waiting map[jobs.Ref]struct{}
+}
+
+// run discovers until ctx ends, and returns when all lanes have ended.
+func (d *discovery) run(ctx context.Context) {
+	for kind, informer := range map[string]cache.SharedIndexInformer{
+		annotation.KindCronJob: d.cronJobs, annotation.KindJob: d.jobTemplates,
+	} {
+		for _, obj := range informer.GetStore().List() {
+			if o, ok := obj.(metav1.Object); ok {
+				d.enqueue(jobs.RefOf(kind, o), o)
+			}
+		}
+	}
+	stop := context.AfterFunc(ctx, d.queue.ShutDown)
+	defer stop()
+	var workers sync.WaitGroup
+	for range syncWorkers {
+		workers.Go(func() { d.work(ctx) })
+	}
+	workers.Wait()
+	d.lanes.Wait()
+	for ref, t := range d.templates {
+		d.dropMetrics(ref, t)
+	}
+}
+
+// enqueue has a template looked at, unless it neither is one nor was.
+func (d *discovery) enqueue(ref jobs.Ref, obj metav1.Object) {
+	if !annotation.Has(obj.GetAnnotations()) {
+		d.mu.Lock()
+		_, known := d.templates[ref]
+		d.mu.Unlock()
+		if !known {
+			return
+		}
+	}
+	d.queue.Add(ref)
+}
+
+func (d *discovery) work(ctx context.Context) {
+	for {
+		ref, shutdown := d.queue.Get()
+		if shutdown {
+			return
+		}
+		if d.sync(ctx, ref) {
+			d.queue.Forget(ref)
+		} else if ctx.Err() == nil {
+			d.queue.AddRateLimited(ref)
+		}
+		d.queue.Done(ref)
+	}
+}
+
+// sync brings the lanes of one template in line with it. It returns false when it should be tried again in a while: something that no
+// watch tells of, such as a Secret or a queue, may have been mended by then.
+func (d *discovery) sync(ctx context.Context, ref jobs.Ref) bool {
+	obj := d.lookup(ref)
+	d.mu.Lock()
+	t := d.templates[ref]
+	d.mu.Unlock()
+	var c *candidate
+	err := errNotOurs
+	if obj != nil {
+		c, err = readCandidate(ref, obj)
+	}
+	if t != nil && (c == nil || c.object.UID != t.seen.object.UID || errors.Is(err, errNotOurs)) {
+		d.forget(ref, t)
+		t = nil
+	}
+	if errors.Is(err, errNotOurs) {
+		return true
+	}
+	if t == nil {
+		t = &template{lanes: make(map[string]*openLane)}
+		d.mu.Lock()
+		d.templates[ref] = t
+		d.mu.Unlock()
+	}
+	t.seen = c
+	if err != nil {
+		d.retireExcept(t, nil)
+		d.misconfigured(ctx, c, "", err)
+		return true // the object itself must change, and then we hear of it
+	}
+	good := true
+	for _, spec := range c.specs {
+		if err := d.open(ctx, t, c, spec); err != nil {
+			good = false
+			d.misconfigured(ctx, c, spec.Set, err)
+			continue
+		}
+		d.report.resolved(c.object, aboutTemplate(spec.Set))
+	}
+	d.retireExcept(t, c.specs)
+	return good
+}
+
+// lookup finds the object in the caches; nil where there is none.
+func (d *discovery) lookup(ref jobs.Ref) metav1.Object {
+	informer := d.jobTemplates
+	if ref.Kind == annotation.KindCronJob {
+		informer = d.cronJobs
+	}
+	obj, exists, err := informer.GetStore().GetByKey(ref.Namespace + "/" + ref.Name)
+	if err != nil || !exists {
+		return nil
+	}
+	o, _ := obj.(metav1.Object)
+	return o
+}
+
+// open brings the lane of one set of annotations about, or up to date. Everything is checked before a message is leased.
+func (d *discovery) open(ctx context.Context, t *template, c *candidate, spec *annotation.Spec) error {
+	connection, err := connectionString(ctx, d.cfg.Client.CoreV1(), c.ref.Namespace, spec)
+	if err != nil {
+		return err
+	}
+	current := t.lanes[spec.Set]
+	if current != nil && !current.ended() && current.sameSource(spec, connection) {
+		current.spec = *spec
+		current.update(newSettings(c, spec, current.settings.Load()))
+		if err := d.dryRun(ctx, c, current.identity); err != nil {
+			current.block(err) // it resumes by itself
+		}
+		return nil
+	}
+	source, err := d.openSource(ctx, c, spec, connection)
+	if err != nil {
+		return &sourceError{text: sourceProblem(spec, err).text, err: err}
+	}
+	identity := source.Identity()
+	if err := d.dryRun(ctx, c, identity); err != nil {
+		return errors.Join(err, source.Close())
+	}
+	if current != nil && current.identity != identity {
+		current.retire()
+	}
+	if err := d.claim(ctx, identity, c, spec.Set); err != nil {
+		return errors.Join(err, source.Close())
+	}
+	name := metricsName(c.ref, spec.Set)
+	l := newLane(laneDeps{
+		launcher: d.launcher, tracker: d.tracker, pods: d.cfg.Client.CoreV1(), slots: d.slots, report: d.report,
+		metrics: d.cfg.Metrics.Template(c.ref.Namespace, name),
+		log:     d.cfg.Log.With("namespace", c.ref.Namespace, "template", name),
+		tuning:  d.cfg.Tuning,
+	}, source, newSettings(c, spec, nil))
+	t.lanes[spec.Set] = &openLane{lane: l, spec: *spec, connection: connection}
+	d.mu.Lock()
+	d.holders[identity] = &holder{lane: l, ref: c.ref, set: spec.Set, created: c.created, waiting: make(map[jobs.Ref]struct{})}
+	d.mu.Unlock()
+	d.lanes.Go(func() {
+		l.run(ctx)
+		d.release(l)
+	})
+	l.log.Info("dispatching", "source", identity)
+	return nil
+}
+
+// claim makes a source free for a template, or says who has it: of two templates on one source, the older dispatches. It waits for
+// a lane that must go to have gone, since two lanes would share messages.
+func (d *discovery) claim(ctx context.Context, identity string, c *candidate, set string) error {
+	for {
+		d.mu.Lock()
+		h := d.holders[identity]
+		if h == nil {
+			d.mu.Unlock()
+			return nil
+		}
+		mine := h.ref == c.ref && h.set == set
+		if !mine && !h.lane.isRetired() && !older(c, h) {
+			h.waiting[c.ref] = struct{}{}
+			d.mu.Unlock()
+			return &annotation.Error{
+				Key: annotation.Prefix + "/" + annotation.KeySource, Value: identity,
+				Problem: fmt.Sprintf("is dispatched by %s already, which is older; two templates on one source would share its messages", h.ref),
+				Remedy:  "use another queue or consumer group, or delete one of the two",
+			}
+		}
+		if !mine {
+			h.waiting[h.ref] = struct{}{} // it is looked at again, and told
+		}
+		lane := h.lane
+		d.mu.Unlock()
+		lane.stop()
+		select {
+		case <-lane.done:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		d.release(lane)
+	}
+}
+
+// older reports whether a template is older than the one that has the source. Those of one second are told apart by name.
+func older(c *candidate, h *holder) bool {
+	if !c.created.Equal(&h.created) {
+		return c.created.Before(&h.created)
+	}
+	return strings.Compare(c.ref.String(), h.ref.String()) < 0
+}
+
+// release takes note that a lane has ended. Its source is free then, for those who wait.
+func (d *discovery) release(l *lane) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	h := d.holders[l.identity]
+	if h == nil || h.lane != l {
+		return
+	}
+	delete(d.holders, l.identity)
+	for ref := range h.waiting {
+		d.queue.Add(ref)
+	}
+	if d.templates[h.ref] == nil {
+		d.cfg.Metrics.DropTemplate(h.ref.Namespace, metricsName(h.ref, h.set))
+	}
+}
+
+// retireExcept lets go of the lanes that no set of annotations asks for.
+func (d *discovery) retireExcept(t *template, specs []*annotation.Spec) {
+	wanted := make(map[string]bool, len(specs))
+	for _, spec := range specs {
+		wanted[spec.Set] = true
+	}
+	for set, l := range t.lanes {
+		if !wanted[set] {
+			l.retire()
+			delete(t.lanes, set)
+		}
+	}
+}
+
+// forget lets go of a template that is gone. Its Jobs finish, and are settled.
+func (d *discovery) forget(ref jobs.Ref, t *template) {
+	d.retireExcept(t, nil)
+	d.mu.Lock()
+	delete(d.templates, ref)
+	for _, h := range d.holders {
+		delete(h.waiting, ref)
+	}
+	d.mu.Unlock()
+	d.report.forget(t.seen.object.UID)
+	d.dropMetrics(ref, t)
+}
+
+// misconfigured tells the user what to mend.
+func (d *discovery) misconfigured(ctx context.Context, c *candidate, set string, err error) {
+	if ctx.Err() != nil {
+		return // it only failed because we are stopping
+	}
+	m := d.cfg.Metrics.Template(c.ref.Namespace, metricsName(c.ref, set))
+	m.SetState(metrics.StateMisconfigured)
+	m.Error(metrics.StageDiscover, class(err))
+	d.report.problem(c.object, templateProblem(set, err))
+}
+
+func (d *discovery) dropMetrics(ref jobs.Ref, t *template) {
+	sets := map[string]bool{"": true}
+	for _, spec := range t.seen.specs {
+		sets[spec.Set] = true
+	}
+	for set := range sets {
+		d.cfg.Metrics.DropTemplate(ref.Namespace, metricsName(ref, set))
+	}
+}
+
+// sourceError is a source's error with the annotation that it comes from.
+type sourceError struct {
+	text string
+	err  error
+}
+
+func (e *sourceError) Error() string { return e.text }
+func (e *sourceError) Unwrap() error { return e.err }
+
+// class names the kind of error for the metrics.
+func class(err error) string {
+	if one := (&annotation.Error{}); errors.As(err, &one) || errors.Is(err, jobs.ErrTemplate) {
+		return "invalid"
+	}
+	if errors.As(err, new(*sourceError)) {
+		return lease.Class(err)
+	}
+	return jobs.Class(err)
+}
+
+// sameSource reports whether a set of annotations still asks for the source that the lane was opened with.
+func (o *openLane) sameSource(spec *annotation.Spec, connection string) bool {
+	was := &o.spec
+	return o.connection == connection && was.Source == spec.Source && was.Entity() == spec.Entity() &&
+		was.ConsumerGroup == spec.ConsumerGroup && was.PoisonQueue == spec.PoisonQueue && was.LeaseDuration == spec.LeaseDuration
+}
+
+// metricsName names a set of a template's annotations in metrics and logs.
+func metricsName(ref jobs.Ref, set string) string {
+	name := strings.ToLower(ref.Kind) + "/" + ref.Name
+	if set != "" {
+		name += "/" + set
+	}
+	return name
+}

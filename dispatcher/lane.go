@@ -1,0 +1,350 @@
+package dispatcher
+
+import (
+	"context"
+	"log/slog"
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+
+	"github.com/lighterman-dev/lighterman/dispatcher/annotation"
+	"github.com/lighterman-dev/lighterman/jobs"
+	"github.com/lighterman-dev/lighterman/lease"
+	"github.com/lighterman-dev/lighterman/metrics"
+)
+
+// lane is the way of one source's messages to the Jobs of one template and back. Its goroutines, a file each:
+//
+//	receive ──▶ tasks ──▶ launch ──▶ (the Job runs; the tracker calls observe) ──▶ settle ──▶ mark
+//	              ▲                                                                   │
+//	              └── keeper renews the lease of every task until it is settled ◀──────┘
+//
+// What it knows of a message is in tasks; what must outlive it is in the Jobs.
+type lane struct {
+	laneDeps
+	source lease.Source
+	// identity is the source's.
+	identity string
+	traits   lease.Traits
+	keeper   *lease.Keeper
+
+	settings atomic.Pointer[settings]
+
+	// Each wakes one goroutine; capacity 1.
+	wakeReceive, wakeLaunch, wakeSettle, wakeMark, wakeStart, wakeProbe chan struct{}
+
+	mu       sync.Mutex
+	tasks    map[string]*task // by message id
+	inFlight int              // tasks that take up a slot
+	unready  int              // tasks whose Job has no ready pod
+	queue    []*task          // to launch, in order; may hold tasks that are no longer queued
+	waiting  int              // tasks whose state is queued
+	toSettle []*task
+	busy     int    // settlements under way or due for another try
+	toMark   []mark // settled Jobs
+	marking  int    // marks under way or due for another try
+	starts   []start
+	blocked  error // why the API server takes no Job of the template; nil when it does
+	outage   int   // creations in a row that failed in passing
+	retired  bool  // receives nothing more, and ends with its last task
+	stopping bool  // launches nothing more
+
+	quit     chan struct{} // closed by stop
+	stopOnce sync.Once
+	done     chan struct{} // closed when run has returned
+}
+
+// laneDeps is what a lane needs of its surroundings.
+type laneDeps struct {
+	launcher *jobs.Launcher
+	tracker  *jobs.Tracker
+	pods     corev1client.PodsGetter
+	slots    *slots
+	report   *reporter
+	metrics  *metrics.Template
+	log      *slog.Logger
+	tuning   Tuning
+}
+
+// settings are what can change while a lane runs.
+type settings struct {
+	spec     *annotation.Spec
+	template *jobs.Template
+	// object is where Events go.
+	object *corev1.ObjectReference
+	pace   pace
+}
+
+func newLane(deps laneDeps, source lease.Source, s *settings) *lane {
+	l := &lane{
+		laneDeps:    deps,
+		source:      source,
+		identity:    source.Identity(),
+		traits:      source.Traits(),
+		wakeReceive: make(chan struct{}, 1),
+		wakeLaunch:  make(chan struct{}, 1),
+		wakeSettle:  make(chan struct{}, 1),
+		wakeMark:    make(chan struct{}, 1),
+		wakeStart:   make(chan struct{}, 1),
+		wakeProbe:   make(chan struct{}, 1),
+		tasks:       make(map[string]*task),
+		quit:        make(chan struct{}),
+		done:        make(chan struct{}),
+	}
+	l.keeper = lease.NewKeeper(source, lease.KeeperConfig{Lost: l.lost, Renewed: l.renewed})
+	l.settings.Store(s)
+	return l
+}
+
+// newSettings puts together what a lane goes by. The pace of old is kept where the rate is the same, so that an edit of something else
+// does not grant a burst.
+func newSettings(c *candidate, spec *annotation.Spec, old *settings) *settings {
+	s := &settings{spec: spec, template: c.template, object: c.object}
+	if old != nil && old.spec.JobsPerSecond == spec.JobsPerSecond {
+		s.pace = old.pace
+	} else {
+		s.pace = newPace(spec.JobsPerSecond)
+	}
+	return s
+}
+
+// update changes the settings. The next message is treated by them.
+func (l *lane) update(s *settings) {
+	l.settings.Store(s)
+	l.setState()
+	l.wakeAll()
+}
+
+// stop makes run return, after it has wound up.
+func (l *lane) stop() { l.stopOnce.Do(func() { close(l.quit) }) }
+
+// ended reports whether the lane has stopped, or is about to.
+func (l *lane) ended() bool {
+	select {
+	case <-l.quit:
+		return true
+	case <-l.done:
+		return true
+	default:
+		return l.isRetired()
+	}
+}
+
+func (l *lane) isRetired() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.retired
+}
+
+// retire makes the lane receive nothing more. It gives back what it has not launched, and ends when the last of its Jobs has
+// finished and is settled.
+func (l *lane) retire() {
+	l.mu.Lock()
+	l.retired = true
+	l.giveBackQueued()
+	l.mu.Unlock()
+	l.wakeAll()
+	l.endIfEmpty()
+}
+
+// run is the lane's life. When ctx ends, it stops receiving, gives back what was not launched, settles what is decided, and
+// returns; Jobs that run are left to run, and their leases to expire: who leases their messages next finds the Jobs.
+func (l *lane) run(ctx context.Context) {
+	defer close(l.done)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	l.setState()
+	drain, cancelDrain := lingering(ctx, l.tuning.DrainTimeout)
+	defer cancelDrain()
+
+	var renewing, working, ending sync.WaitGroup
+	keeping, stopKeeping := context.WithCancel(context.WithoutCancel(ctx))
+	renewing.Go(func() { l.keeper.Run(keeping) })
+	ending.Go(func() { l.settle(drain) })
+	ending.Go(func() { l.mark(drain) })
+
+	l.tracker.Follow(l.identity, l)
+	for _, job := range l.tracker.OfSource(l.identity) {
+		if id, err := jobs.IdentityOf(job); err == nil {
+			l.JobChanged(id, job)
+		}
+	}
+	working.Go(func() { l.receive(ctx) })
+	working.Go(func() { l.launch(ctx) })
+	working.Go(func() { l.watchStarts(ctx) })
+	working.Go(func() { l.probe(ctx) })
+	working.Go(func() { l.readBacklog(ctx) })
+
+	select {
+	case <-l.quit:
+	case <-ctx.Done():
+	}
+	cancel()
+	working.Wait()
+	l.mu.Lock()
+	l.stopping = true
+	l.giveBackQueued()
+	l.mu.Unlock()
+	l.wakeAll()
+	ending.Wait()
+	l.tracker.Unfollow(l.identity)
+	stopKeeping()
+	renewing.Wait()
+	l.freeSlots()
+	if err := l.source.Close(); err != nil {
+		l.log.Warn("closing the source failed", "err", err)
+	}
+}
+
+// room is how many messages may be received now (invariant 6): never more than can be launched.
+func (l *lane) room() int {
+	s := l.settings.Load()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.retired || l.stopping || s.spec.Paused || l.blocked != nil || l.outage > 0 {
+		return 0
+	}
+	n := s.spec.MaxInFlight - l.inFlight
+	if s.spec.MaxPending > 0 {
+		n = min(n, s.spec.MaxPending-l.unready-l.waiting)
+	}
+	if rate := s.spec.JobsPerSecond; rate > 0 {
+		// A second's worth: more would only wait here, hidden from other dispatchers.
+		n = min(n, max(int(math.Ceil(rate)), 1)-l.waiting)
+	}
+	return max(n, 0)
+}
+
+// remove ends a task. The caller holds the mutex.
+func (l *lane) remove(t *task) {
+	if l.tasks[t.messageID] == t {
+		delete(l.tasks, t.messageID)
+	}
+	l.setPending(t, false)
+	if t.state == queued {
+		l.waiting--
+	}
+	l.dropSlot(t)
+}
+
+// takeSlot counts a task as in flight that did not come by a reserved slot. The caller holds the mutex.
+func (l *lane) takeSlot(t *task) {
+	if t.slot {
+		return
+	}
+	t.slot = true
+	l.inFlight++
+	l.slots.take(1)
+	l.metrics.InFlight.Set(float64(l.inFlight))
+}
+
+// dropSlot lets a task no longer count as in flight. The caller holds the mutex.
+func (l *lane) dropSlot(t *task) {
+	if !t.slot {
+		return
+	}
+	t.slot = false
+	l.inFlight--
+	l.slots.release(1)
+	l.metrics.InFlight.Set(float64(l.inFlight))
+	wake(l.wakeReceive)
+}
+
+// setPending counts a task among those whose Job has no ready pod. The caller holds the mutex.
+func (l *lane) setPending(t *task, pending bool) {
+	if t.pending == pending {
+		return
+	}
+	t.pending = pending
+	if pending {
+		l.unready++
+		return
+	}
+	l.unready--
+	wake(l.wakeReceive)
+}
+
+// giveBackQueued returns all tasks that wait to be launched, without counting an attempt. The caller holds the mutex.
+func (l *lane) giveBackQueued() {
+	for _, t := range l.queue {
+		if t.state == queued {
+			l.decided(t, settlement{outcome: returned})
+		}
+	}
+	l.queue = nil
+}
+
+// freeSlots gives up the slots of Jobs that still run when the lane ends.
+func (l *lane) freeSlots() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, t := range l.tasks {
+		l.remove(t)
+	}
+}
+
+// endIfEmpty ends a retired lane that has no task left.
+func (l *lane) endIfEmpty() {
+	l.mu.Lock()
+	empty := l.retired && len(l.tasks) == 0 && l.busy == 0 && l.marking == 0 && len(l.toMark) == 0 && len(l.toSettle) == 0
+	l.mu.Unlock()
+	if empty {
+		l.stop()
+	}
+}
+
+// lost is told by the keeper that a lease ended. What is not launched yet is forgotten: the message comes again. A running Job
+// runs on (invariant 5).
+func (l *lane) lost(held *lease.Lease, err error) {
+	l.metrics.LeasesLost.Inc()
+	l.log.Warn("lease lost", "message_id", held.ID, "err", err)
+	l.mu.Lock()
+	if t := l.tasks[held.ID]; t != nil && t.lease == held {
+		t.lease = nil
+		if t.state == queued {
+			l.remove(t)
+		}
+	}
+	l.mu.Unlock()
+	l.endIfEmpty()
+}
+
+func (l *lane) renewed(n int, failed []error) {
+	l.metrics.Renewed.Add(float64(n))
+	l.metrics.NotRenewed.Add(float64(len(failed)))
+	for _, err := range failed {
+		l.metrics.Error(metrics.StageExtend, lease.Class(err))
+		l.log.Debug("renewing a lease failed", "err", err)
+	}
+}
+
+func (l *lane) wakeAll() {
+	for _, c := range []chan struct{}{l.wakeReceive, l.wakeLaunch, l.wakeSettle, l.wakeMark, l.wakeStart, l.wakeProbe} {
+		wake(c)
+	}
+}
+
+func wake(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// lingering is a context that outlives ctx by linger.
+func lingering(ctx context.Context, linger time.Duration) (context.Context, context.CancelFunc) {
+	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var timer atomic.Pointer[time.Timer]
+	stop := context.AfterFunc(ctx, func() { timer.Store(time.AfterFunc(linger, cancel)) })
+	return longer, func() {
+		stop()
+		cancel()
+		if t := timer.Load(); t != nil {
+			t.Stop()
+		}
+	}
+}

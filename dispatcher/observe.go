@@ -1,0 +1,94 @@
+package dispatcher
+
+import (
+	"time"
+
+	batchv1 "k8s.io/api/batch/v1"
+
+	"github.com/lighterman-dev/lighterman/jobs"
+	"github.com/lighterman-dev/lighterman/metrics"
+)
+
+// JobChanged is told by the tracker how a Job of this lane's source stands.
+func (l *lane) JobChanged(id jobs.Identity, job *batchv1.Job) {
+	status := jobs.StatusOf(job)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t := l.tasks[id.MessageID]
+	if t == nil {
+		if !status.Phase.Finished() && job.Labels[jobs.LabelSettled] == "" {
+			l.adoptOrphan(id, job, status)
+		}
+		return
+	}
+	if t.state == settling || id.Attempt < t.attempt || t.state == resting {
+		return
+	}
+	if t.state == queued {
+		// Somebody launched the attempt meanwhile, or even a later one: a former leader whose request was under way.
+		l.waiting--
+	}
+	t.attempt = id.Attempt
+	if t.state != running {
+		t.state = running
+		t.launchedAt = time.Now()
+	}
+	if status.Phase.Finished() {
+		l.finished(t, job.Name, status)
+		return
+	}
+	l.progress(t, status)
+}
+
+// JobGone is told by the tracker that a Job of this lane's source has been removed.
+func (l *lane) JobGone(id jobs.Identity, job *batchv1.Job) {
+	l.mu.Lock()
+	defer l.endIfEmpty()
+	defer l.mu.Unlock()
+	t := l.tasks[id.MessageID]
+	if t == nil || t.state != running || id.Attempt != t.attempt {
+		return
+	}
+	status := jobs.StatusOf(job)
+	if !status.Phase.Finished() {
+		status = jobs.Status{Phase: jobs.Failed, Reason: reasonDeleted, Message: "somebody deleted the Job while it ran", FinishedAt: time.Now()}
+	}
+	l.finished(t, job.Name, status)
+}
+
+// adoptOrphan takes on a Job that runs without our holding its message: a former leader launched it. The message comes to us
+// when its lease ends. The caller holds the mutex.
+func (l *lane) adoptOrphan(id jobs.Identity, job *batchv1.Job, status jobs.Status) {
+	t := &task{
+		messageID:  id.MessageID,
+		attempt:    id.Attempt,
+		state:      running,
+		launchedAt: job.CreationTimestamp.Time,
+	}
+	l.tasks[id.MessageID] = t
+	l.takeSlot(t)
+	l.progress(t, status)
+}
+
+// progress notes how far a running Job is. The caller holds the mutex.
+func (l *lane) progress(t *task, status jobs.Status) {
+	t.suspended = status.Suspended
+	l.setPending(t, status.Phase == jobs.Pending)
+	if t.pending {
+		l.awaitStart(t)
+	}
+}
+
+// finished takes note of the end of a task's Job. The caller holds the mutex.
+func (l *lane) finished(t *task, job string, status jobs.Status) {
+	t.finishedAt = time.Now()
+	l.setPending(t, false)
+	if !t.launchedAt.IsZero() {
+		l.metrics.Run.Observe(metrics.Since(t.launchedAt))
+	}
+	if status.Phase == jobs.Failed {
+		l.metrics.Failed(status.Reason)
+	}
+	t.recordLost = t.recordLost || status.Reason == reasonDeleted
+	l.decided(t, decide(l.settings.Load().spec, t.messageID, t.attempt, job, status))
+}

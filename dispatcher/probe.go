@@ -1,0 +1,84 @@
+package dispatcher
+
+import (
+	"context"
+	"time"
+
+	"github.com/lighterman-dev/lighterman/jobs"
+	"github.com/lighterman-dev/lighterman/metrics"
+)
+
+// block stops the lane because the API server refuses its Jobs for what they are (invariant 7): a quota, a right, an admission rule.
+// What has not been launched goes back, uncounted.
+func (l *lane) block(err error) {
+	l.mu.Lock()
+	first := l.blocked == nil
+	l.blocked = err
+	l.giveBackQueued()
+	l.mu.Unlock()
+	if first {
+		l.report.problem(l.settings.Load().object, rejectedProblem(err))
+		l.setState()
+		wake(l.wakeProbe)
+	}
+}
+
+// probe asks the API server, while the lane is blocked, whether it would take a Job by now, until ctx ends.
+func (l *lane) probe(ctx context.Context) {
+	// The delay is only forgotten when there was no refusal for a while: a dry run can pass where the real request fails.
+	retry := backoff{base: time.Second, limit: 30 * time.Second}
+	var resumed time.Time
+	for {
+		select {
+		case <-l.wakeProbe:
+		case <-ctx.Done():
+			return
+		}
+		if time.Since(resumed) > time.Minute {
+			retry.reset()
+		}
+		for l.isBlocked() {
+			if !sleep(ctx, retry.next()) {
+				return
+			}
+			l.tryUnblock(ctx)
+		}
+		resumed = time.Now()
+	}
+}
+
+func (l *lane) tryUnblock(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, l.tuning.LaunchTimeout)
+	defer cancel()
+	s := l.settings.Load()
+	err := l.launcher.DryRun(ctx, s.template, l.identity)
+	if err != nil {
+		l.metrics.Error(metrics.StageLaunch, jobs.Class(err))
+		l.report.problem(s.object, rejectedProblem(err))
+		return
+	}
+	l.mu.Lock()
+	l.blocked = nil
+	l.mu.Unlock()
+	l.report.resolved(s.object, aboutRejected)
+	l.setState()
+	l.wakeAll()
+}
+
+func (l *lane) isBlocked() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.blocked != nil
+}
+
+// setState tells the metrics what the lane is up to.
+func (l *lane) setState() {
+	switch {
+	case l.isBlocked():
+		l.metrics.SetState(metrics.StateBlocked)
+	case l.settings.Load().spec.Paused:
+		l.metrics.SetState(metrics.StatePaused)
+	default:
+		l.metrics.SetState(metrics.StateRunning)
+	}
+}

@@ -1,0 +1,209 @@
+package dispatcher
+
+import (
+	"context"
+	"time"
+
+	batchv1 "k8s.io/api/batch/v1"
+
+	"github.com/lighterman-dev/lighterman/jobs"
+	"github.com/lighterman-dev/lighterman/lease"
+	"github.com/lighterman-dev/lighterman/metrics"
+)
+
+// firstBatch is how many messages are asked for after a quiet time. A batch that comes full doubles the next, so that lanes
+// with little to do reserve few slots, and busy ones soon receive in large batches.
+const firstBatch = 16
+
+// receive leases messages while there is room for them, until ctx ends.
+func (l *lane) receive(ctx context.Context) {
+	idle := backoff{base: min(100*time.Millisecond, l.tuning.PollInterval), limit: l.tuning.PollInterval}
+	failed := backoff{base: 100 * time.Millisecond, limit: 15 * time.Second}
+	batch := firstBatch
+	for ctx.Err() == nil {
+		room := l.room()
+		if room == 0 {
+			select {
+			case <-l.wakeReceive:
+			case <-ctx.Done():
+			}
+			continue
+		}
+		reserved, err := l.slots.acquire(ctx, min(room, batch), l.settings.Load().spec.Priority)
+		if err != nil {
+			return
+		}
+		// It may have taken a while to get the slots.
+		limit := min(reserved, l.room())
+		if limit == 0 {
+			l.slots.release(reserved)
+			continue
+		}
+		leases, err := l.receiveBatch(ctx, limit)
+		used := l.admit(leases)
+		l.slots.release(reserved - used)
+
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return
+		case err != nil:
+			l.metrics.Error(metrics.StageReceive, lease.Class(err))
+			l.report.problem(l.settings.Load().object, l.sourceProblem(err))
+			sleep(ctx, failed.next())
+			continue
+		}
+		if failed.failures > 0 {
+			failed.reset()
+			l.report.resolved(l.settings.Load().object, aboutSource)
+		}
+		switch {
+		case len(leases) == limit:
+			batch *= 2
+			idle.reset()
+		case len(leases) > 0:
+			batch = max(firstBatch, 2*len(leases))
+			idle.reset()
+		default:
+			batch = firstBatch
+			if !l.traits.Waits {
+				sleep(ctx, idle.next())
+			}
+		}
+	}
+}
+
+// receiveBatch is one Receive, bounded in time so that a source which hangs is noticed.
+func (l *lane) receiveBatch(ctx context.Context, limit int) ([]*lease.Lease, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.tuning.SourceTimeout)
+	defer cancel()
+	return l.source.Receive(ctx, limit)
+}
+
+// admit takes leased messages on, and returns how many of the reserved slots they use.
+func (l *lane) admit(leases []*lease.Lease) (used int) {
+	if len(leases) == 0 {
+		return 0
+	}
+	now := time.Now()
+	l.metrics.Received.Add(float64(len(leases)))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, held := range leases {
+		if !held.EnqueuedAt.IsZero() && held.Deliveries <= 1 {
+			l.metrics.QueueWait.Observe(metrics.Since(held.EnqueuedAt))
+		}
+		if l.admitOne(held, now) {
+			used++
+		}
+	}
+	l.metrics.InFlight.Set(float64(l.inFlight))
+	return used
+}
+
+// admitOne decides what a message that was just leased needs. The caller holds the mutex. It returns whether the message
+// uses a reserved slot.
+func (l *lane) admitOne(held *lease.Lease, now time.Time) bool {
+	if t := l.tasks[held.ID]; t != nil {
+		l.redelivered(t, held)
+		return false
+	}
+	t := &task{messageID: held.ID, attempt: 1, lease: held, receivedAt: now, slot: true}
+	l.tasks[held.ID] = t
+	l.inFlight++ // the slot was reserved
+	l.keeper.Hold(held)
+	if held.Unreadable != nil {
+		t.state = settling
+		l.decided(t, settlement{outcome: poisoned, reason: held.Unreadable.Error()})
+		return true
+	}
+	last := l.lastJob(held.ID)
+	if last == nil {
+		l.enqueue(t)
+		return true
+	}
+	// The message has been here before: what became of it then is in the Job.
+	id, err := jobs.IdentityOf(last)
+	if err != nil {
+		l.enqueue(t)
+		return true
+	}
+	t.attempt = id.Attempt
+	l.resume(t, last)
+	return true
+}
+
+// redelivered gives a task the message's new lease. The old one, if there was any, has ended without our knowing.
+func (l *lane) redelivered(t *task, held *lease.Lease) {
+	if t.lease != nil {
+		l.keeper.Drop(t.lease)
+	}
+	t.lease = held
+	l.keeper.Hold(held)
+	if t.state != resting {
+		return // launching, running or settling goes on, with the new lease
+	}
+	l.takeSlot(t)
+	switch s := t.settlement; {
+	case s.outcome == poisoned:
+		l.decided(t, s)
+	case time.Now().Before(s.notBefore):
+		l.decided(t, settlement{outcome: returned, notBefore: s.notBefore})
+	default:
+		t.attempt++
+		t.receivedAt = time.Now()
+		l.enqueue(t)
+	}
+}
+
+// resume goes on with a message whose last Job is known: the Job runs, or it has finished and the message is settled by what
+// came of it. The caller holds the mutex.
+func (l *lane) resume(t *task, job *batchv1.Job) {
+	status := jobs.StatusOf(job)
+	if !status.Phase.Finished() {
+		l.metrics.Adopted.Inc()
+		t.state = running
+		t.launchedAt = job.CreationTimestamp.Time
+		l.progress(t, status)
+		return
+	}
+	t.finishedAt = time.Now()
+	s := decide(l.settings.Load().spec, t.messageID, t.attempt, job.Name, status)
+	switch {
+	case outcome(job.Labels[jobs.LabelSettled]) == poisoned:
+		// The copy was confirmed, and only the removal of the original went astray (invariant 1).
+		l.decided(t, settlement{outcome: completed, job: job.Name})
+	case s.outcome == requeued && !time.Now().Before(s.notBefore):
+		t.attempt++
+		l.enqueue(t)
+	case s.outcome == requeued:
+		s.outcome = returned // the attempt was counted when it failed
+		l.decided(t, s)
+	default:
+		l.decided(t, s)
+	}
+}
+
+// lastJob is the Job of the message's highest attempt; nil where there is none.
+func (l *lane) lastJob(messageID string) *batchv1.Job {
+	var last *batchv1.Job
+	highest := 0
+	for _, job := range l.tracker.OfMessage(l.identity, messageID) {
+		if id, err := jobs.IdentityOf(job); err == nil && id.Attempt > highest {
+			last, highest = job, id.Attempt
+		}
+	}
+	return last
+}
+
+// enqueue lets a task wait to be launched. The caller holds the mutex.
+func (l *lane) enqueue(t *task) {
+	t.state = queued
+	l.waiting++
+	l.queue = append(l.queue, t)
+	wake(l.wakeLaunch)
+}
+
+// sourceProblem says what a person can do about a source that fails.
+func (l *lane) sourceProblem(err error) problem {
+	return sourceProblem(l.settings.Load().spec, err)
+}

@@ -1,0 +1,300 @@
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/lighterman-dev/lighterman/jobs"
+	"github.com/lighterman-dev/lighterman/lease"
+	"github.com/lighterman-dev/lighterman/metrics"
+)
+
+const (
+	// settleBatch is the most messages settled in one call to the source.
+	settleBatch = 512
+	// settleConcurrency is how many such calls a lane makes at once.
+	settleConcurrency = 4
+)
+
+// settleTask decides a task from outside the mutex.
+func (l *lane) settleTask(t *task, s settlement) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if t.state == launching {
+		l.decided(t, s)
+	}
+}
+
+// decided fixes what becomes of a task's message, and hands it to settle. Without a lease it can only wait for the message to come
+// again: the Job tells then what became of it, or, where the Job is gone, the task does. The caller holds the mutex.
+func (l *lane) decided(t *task, s settlement) {
+	if t.state == queued {
+		l.waiting--
+	}
+	l.setPending(t, false)
+	t.settlement = s
+	if t.lease == nil {
+		l.rest(t)
+		return
+	}
+	t.state = settling
+	l.toSettle = append(l.toSettle, t)
+	wake(l.wakeSettle)
+}
+
+// rest ends our work on a task whose message is not with us any more. The caller holds the mutex.
+func (l *lane) rest(t *task) {
+	t.state = resting
+	if t.recordLost && !l.retired {
+		l.dropSlot(t)
+		return
+	}
+	l.remove(t)
+}
+
+// settle carries out what was decided, in batches, until ctx ends, or until the lane stops and nothing is left to do.
+func (l *lane) settle(ctx context.Context) {
+	var settling sync.WaitGroup
+	defer settling.Wait()
+	concurrency := make(chan struct{}, settleConcurrency)
+	for {
+		batches, finished := l.takeSettlements()
+		for _, batch := range batches {
+			select {
+			case concurrency <- struct{}{}:
+			case <-ctx.Done():
+				return
+			}
+			settling.Go(func() {
+				defer func() { <-concurrency }()
+				l.settleTogether(ctx, batch)
+			})
+		}
+		if len(batches) > 0 {
+			continue
+		}
+		if finished {
+			return
+		}
+		select {
+		case <-l.wakeSettle:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// claim is a task with the lease that it is being settled with.
+type claim struct {
+	task *task
+	held *lease.Lease
+	settlement
+}
+
+// takeSettlements takes what is decided, in batches of one kind. finished says that the lane is stopping and that nothing is
+// left.
+func (l *lane) takeSettlements() (batches [][]claim, finished bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	kinds := make(map[outcome][]claim)
+	for _, t := range l.toSettle {
+		if t.lease == nil {
+			l.rest(t) // it was lost while it waited
+			continue
+		}
+		kind := t.settlement.outcome
+		if kind == returned {
+			kind = requeued // the same call
+		}
+		kinds[kind] = append(kinds[kind], claim{t, t.lease, t.settlement})
+		l.busy++
+	}
+	l.toSettle = nil
+	for _, claims := range kinds {
+		batches = slices.AppendSeq(batches, slices.Chunk(claims, settleBatch))
+	}
+	return batches, l.stopping && l.busy == 0
+}
+
+// settleTogether carries out one batch.
+func (l *lane) settleTogether(ctx context.Context, batch []claim) {
+	ctx, cancel := context.WithTimeout(ctx, l.tuning.SourceTimeout)
+	defer cancel()
+	leases := make([]*lease.Lease, len(batch))
+	for i, c := range batch {
+		leases[i] = c.held
+	}
+	var errs []error
+	if err := l.keeper.Release(ctx, leases...); err != nil {
+		errs = slices.Repeat([]error{err}, len(batch))
+	} else {
+		errs = l.settleValid(ctx, batch)
+	}
+	for i, c := range batch {
+		var err error
+		if errs != nil {
+			err = errs[i]
+		}
+		l.settled(c, err)
+	}
+	l.endIfEmpty()
+}
+
+// settleValid makes the call to the source for those leases that are still trusted (invariant 5).
+func (l *lane) settleValid(ctx context.Context, batch []claim) []error {
+	errs := make([]error, len(batch))
+	var valid []claim
+	var at []int
+	for i, c := range batch {
+		if !c.held.Valid() {
+			errs[i] = lease.ErrLost
+			continue
+		}
+		valid = append(valid, c)
+		at = append(at, i)
+	}
+	if len(valid) == 0 {
+		return errs
+	}
+	for i, err := range l.callSource(ctx, valid) {
+		errs[at[i]] = err
+	}
+	return errs
+}
+
+func (l *lane) callSource(ctx context.Context, batch []claim) []error {
+	switch batch[0].outcome {
+	case completed:
+		leases := make([]*lease.Lease, len(batch))
+		for i, c := range batch {
+			leases[i] = c.held
+		}
+		return l.source.Complete(ctx, leases)
+	case poisoned:
+		moved := make([]lease.Poisoned, len(batch))
+		for i, c := range batch {
+			moved[i] = lease.Poisoned{Lease: c.held, Reason: c.reason, Attempts: c.attempts, Job: c.job}
+		}
+		return l.source.Poison(ctx, moved)
+	default:
+		returns := make([]lease.Return, len(batch))
+		for i, c := range batch {
+			returns[i] = lease.Return{Lease: c.held, Delay: max(time.Until(c.notBefore), 0)}
+			if c.notBefore.IsZero() {
+				returns[i].Delay = 0
+			}
+			if longest := l.traits.MaxDelay; longest > 0 {
+				// It comes back early then, and is given back again for the rest.
+				returns[i].Delay = min(returns[i].Delay, longest)
+			}
+		}
+		return l.source.Requeue(ctx, returns)
+	}
+}
+
+// settled takes note of how settling a task went.
+func (l *lane) settled(c claim, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t := c.task
+	redelivered := t.lease != c.held && t.lease != nil
+	switch {
+	case err == nil:
+		l.busy--
+		l.countSettled(c.outcome)
+		if !t.finishedAt.IsZero() {
+			l.metrics.Settle.Observe(metrics.Since(t.finishedAt))
+		}
+		if redelivered {
+			l.keeper.Drop(t.lease)
+		}
+		t.lease = nil
+		l.afterSettling(c)
+	case errors.Is(err, lease.ErrLost):
+		l.busy--
+		l.metrics.Error(metrics.StageSettle, "lost")
+		if redelivered {
+			// It came again while we tried with the old lease.
+			l.decided(t, c.settlement)
+			break
+		}
+		l.metrics.LeasesLost.Inc()
+		l.log.Warn("lease lost before the message was settled", "message_id", t.messageID, "outcome", c.outcome)
+		t.lease = nil
+		l.rest(t)
+	default:
+		l.metrics.Error(metrics.StageSettle, lease.Class(err))
+		l.retrySettling(c, err)
+	}
+	if l.stopping {
+		wake(l.wakeSettle)
+	}
+}
+
+// afterSettling draws the conclusions of a message that is settled. The caller holds the mutex.
+func (l *lane) afterSettling(c claim) {
+	t := c.task
+	l.log.Debug("settled", "message_id", t.messageID, "outcome", c.outcome, "job", c.job, "attempt", t.attempt)
+	switch c.outcome {
+	case completed, poisoned:
+		if c.outcome == poisoned {
+			s := l.settings.Load()
+			l.report.poisoned(s.object, s.spec.PoisonQueue, t.messageID, c.settlement)
+		}
+		t.recordLost = false
+		l.remove(t)
+		for _, job := range l.tracker.OfMessage(l.identity, t.messageID) {
+			if job.Labels[jobs.LabelSettled] == "" {
+				l.toMark = append(l.toMark, mark{job: job, outcome: c.outcome})
+			}
+		}
+		wake(l.wakeMark)
+	case requeued:
+		l.log.Info("attempt failed; the message is given another", "message_id", t.messageID, "attempt", t.attempt,
+			"reason", c.reason, "job", c.job, "not_before", c.notBefore)
+		l.rest(t)
+	case returned:
+		l.rest(t)
+	}
+}
+
+func (l *lane) countSettled(o outcome) {
+	switch o {
+	case completed:
+		l.metrics.Completed.Inc()
+	case requeued:
+		l.metrics.Requeued.Inc()
+	case poisoned:
+		l.metrics.Poisoned.Inc()
+	case returned:
+		l.metrics.Returned.Inc()
+	}
+}
+
+// retrySettling tries again after a while, with the lease renewed meanwhile. The caller holds the mutex.
+func (l *lane) retrySettling(c claim, err error) {
+	t := c.task
+	if t.lease == c.held {
+		l.keeper.Hold(c.held)
+	}
+	if c.failures == 0 {
+		l.report.problem(l.settings.Load().object, l.sourceProblem(err))
+	}
+	delay := spread(doubled(200*time.Millisecond, 15*time.Second, c.failures))
+	t.settlement.failures++
+	time.AfterFunc(delay, func() {
+		l.mu.Lock()
+		l.busy--
+		if t.lease == nil {
+			l.rest(t)
+		} else {
+			l.toSettle = append(l.toSettle, t)
+		}
+		l.mu.Unlock()
+		wake(l.wakeSettle)
+		l.endIfEmpty()
+	})
+}

@@ -1,0 +1,112 @@
+package dispatcher
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/lighterman-dev/lighterman/jobs"
+	"github.com/lighterman-dev/lighterman/metrics"
+)
+
+// start is a Job that should have a ready pod by some time.
+type start struct {
+	task    *task
+	attempt int
+	since   time.Time // when its pods could start
+}
+
+// reasonStartTimeout is the reason of a failed attempt whose pods did not start in time.
+const reasonStartTimeout = "StartTimeout"
+
+// awaitStart gives a Job start-timeout to start. The caller holds the mutex.
+func (l *lane) awaitStart(t *task) {
+	if t.awaited == t.attempt || l.settings.Load().spec.StartTimeout == 0 {
+		return
+	}
+	t.awaited = t.attempt
+	l.starts = append(l.starts, start{task: t, attempt: t.attempt, since: time.Now()})
+	if len(l.starts) == 1 {
+		wake(l.wakeStart)
+	}
+}
+
+// watchStarts ends the Jobs that do not start in time, until ctx ends. Since all wait equally long, the first in line is the next
+// to be due, and nobody else need be looked at.
+func (l *lane) watchStarts(ctx context.Context) {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		due, next := l.nextStart(time.Now())
+		if due != nil {
+			l.endUnstarted(ctx, due)
+			continue
+		}
+		timer.Reset(next)
+		select {
+		case <-timer.C:
+		case <-l.wakeStart:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// nextStart takes the first Job in line if its time is up. Otherwise next is how long that will take.
+func (l *lane) nextStart(now time.Time) (due *start, next time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	timeout := l.settings.Load().spec.StartTimeout
+	for len(l.starts) > 0 {
+		first := l.starts[0]
+		t := first.task
+		if t.state != running || !t.pending || t.attempt != first.attempt || timeout == 0 {
+			l.starts = l.starts[1:] // it has started, or ended
+			if timeout == 0 {
+				t.awaited = 0
+			}
+			continue
+		}
+		if left := first.since.Add(timeout).Sub(now); left > 0 {
+			return nil, left
+		}
+		l.starts = l.starts[1:]
+		if t.suspended {
+			// It waits to be admitted, by Kueue or by a person; its time begins then.
+			first.since = now
+			l.starts = append(l.starts, first)
+			continue
+		}
+		return &first, 0
+	}
+	l.starts = nil
+	return nil, time.Hour
+}
+
+// endUnstarted fails a Job that did not start in time, and says why it did not.
+func (l *lane) endUnstarted(ctx context.Context, s *start) {
+	ctx, cancel := context.WithTimeout(ctx, l.tuning.LaunchTimeout)
+	defer cancel()
+	current := l.settings.Load()
+	namespace := current.template.Ref().Namespace
+	name := jobs.Identity{Source: l.identity, MessageID: s.task.messageID, Attempt: s.attempt}.Name()
+	why, err := jobs.WhyNotStarted(ctx, l.pods, namespace, name)
+	if err != nil {
+		why = "its pods cannot be read: " + err.Error()
+	}
+	if err := l.launcher.End(ctx, namespace, name, reasonStartTimeout); err != nil {
+		l.metrics.Error(metrics.StageTrack, jobs.Class(err))
+		l.log.Warn("ending a Job that did not start failed, and is tried again", "job", name, "err", err)
+		l.mu.Lock()
+		s.since = time.Now()
+		l.starts = append(l.starts, *s)
+		l.mu.Unlock()
+		return
+	}
+	l.report.problem(current.object, problem{
+		about:  aboutStart,
+		key:    why,
+		reason: reasonStartTimeout,
+		text:   fmt.Sprintf("Job %s had no ready pod within %v and counts as failed: %s", name, current.spec.StartTimeout, why),
+	})
+}

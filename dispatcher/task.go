@@ -1,0 +1,96 @@
+package dispatcher
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/lighterman-dev/lighterman/dispatcher/annotation"
+	"github.com/lighterman-dev/lighterman/jobs"
+	"github.com/lighterman-dev/lighterman/lease"
+)
+
+// state is how far a task has come. A task moves forward only, but for a failed Job's next attempt.
+type state int
+
+const (
+	queued    state = iota // leased, waits to be launched
+	launching              // its Job is being created
+	running                // its Job exists and has not finished
+	settling               // it is decided what becomes of the message, and that is being done
+	resting                // its message is back in the source, and what we know of it stands nowhere else
+)
+
+// task is one message on its way. The lane's mutex guards it.
+type task struct {
+	messageID string
+	attempt   int
+	state     state
+	// lease is nil while the message is not ours: a Job that a former leader launched, or whose lease was lost.
+	lease *lease.Lease
+	// slot says that the task takes up one of the slots.
+	slot bool
+	// pending says that the Job has no ready pod yet.
+	pending bool
+	// suspended says that the Job waits to be admitted.
+	suspended bool
+	// recordLost says that a failed Job of the message was deleted, so that the number of attempts is known here only.
+	recordLost bool
+	// awaited is the attempt whose start is being waited for.
+	awaited int
+
+	receivedAt time.Time
+	launchedAt time.Time
+	finishedAt time.Time
+
+	settlement settlement // once state is settling
+}
+
+// outcome is what becomes of a message. The values are the words of the metrics and of the label that marks settled Jobs.
+type outcome string
+
+const (
+	completed outcome = "completed"
+	requeued  outcome = "requeued" // after a failed attempt
+	poisoned  outcome = "poisoned"
+	returned  outcome = "returned" // given back without an attempt
+)
+
+// settlement is how a task ends.
+type settlement struct {
+	outcome outcome
+	// notBefore is when a requeued or returned message may be tried again; zero: at once.
+	notBefore time.Time
+	// reason says why, for poisoned and requeued messages.
+	reason string
+	// job is the name of the Job that decided it, if one did.
+	job string
+	// attempts is how many Jobs failed on the message.
+	attempts int
+	// failures counts the tries to settle that failed.
+	failures int
+}
+
+// decide says what a finished Job means for its message.
+func decide(spec *annotation.Spec, messageID string, attempt int, job string, status jobs.Status) settlement {
+	if status.Phase == jobs.Succeeded {
+		return settlement{outcome: completed, job: job}
+	}
+	s := settlement{outcome: requeued, job: job, attempts: attempt, reason: failureText(status)}
+	if attempt >= spec.MaxAttempts {
+		s.outcome = poisoned
+		s.reason = fmt.Sprintf("attempt %d of %d failed: %s", attempt, spec.MaxAttempts, s.reason)
+		return s
+	}
+	s.notBefore = status.FinishedAt.Add(retryDelay(spec.RetryBackoff, attempt, messageID))
+	return s
+}
+
+func failureText(status jobs.Status) string {
+	if status.Message == "" {
+		return status.Reason
+	}
+	return status.Reason + ": " + status.Message
+}
+
+// reasonDeleted is the reason of a failed attempt whose Job somebody deleted while it ran.
+const reasonDeleted = "Deleted"

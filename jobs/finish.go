@@ -1,0 +1,98 @@
+package jobs
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+)
+
+// MarkSettled records on a finished Job that its message is settled, and hands it to the TTL controller, which removes it
+// when keep has passed from now. Both are one request. A Job that is gone needs no mark.
+func (l *Launcher) MarkSettled(ctx context.Context, job *batchv1.Job, outcome string, keep time.Duration) error {
+	// ttlSecondsAfterFinished counts from when the Job finished (KEP-592).
+	ttl := keep
+	if finished := StatusOf(job).FinishedAt; !finished.IsZero() {
+		ttl += max(time.Since(finished), 0)
+	}
+	patch, err := json.Marshal(map[string]any{
+		"metadata": map[string]any{"labels": map[string]string{LabelSettled: outcome}},
+		"spec":     map[string]any{"ttlSecondsAfterFinished": int64(ttl/time.Second) + 1},
+	})
+	if err != nil {
+		return fmt.Errorf("encoding the patch of Job %s/%s: %w", job.Namespace, job.Name, err)
+	}
+	return l.patch(ctx, job.Namespace, job.Name, patch, "marking Job %s/%s as settled: %w")
+}
+
+// End makes the Job controller fail a Job that has not finished, and notes why. The Job object stays: it is the record of
+// the attempt.
+func (l *Launcher) End(ctx context.Context, namespace, name, reason string) error {
+	patch, err := json.Marshal(map[string]any{
+		"metadata": map[string]any{"annotations": map[string]string{AnnotationEnded: reason}},
+		"spec":     map[string]any{"activeDeadlineSeconds": 1},
+	})
+	if err != nil {
+		return fmt.Errorf("encoding the patch of Job %s/%s: %w", namespace, name, err)
+	}
+	return l.patch(ctx, namespace, name, patch, "ending Job %s/%s: %w")
+}
+
+func (l *Launcher) patch(ctx context.Context, namespace, name string, patch []byte, failure string) error {
+	_, err := l.client.Jobs(namespace).Patch(ctx, name, types.MergePatchType, patch,
+		metav1.PatchOptions{FieldManager: fieldManager})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf(failure, namespace, name, err)
+	}
+	return nil
+}
+
+// WhyNotStarted asks the Job's pods why they have not started: the scheduler's reason, or the containers'. It costs a list
+// request, and is for the few Jobs that need explaining. Empty where the pods do not say.
+func WhyNotStarted(ctx context.Context, client corev1client.PodsGetter, namespace, job string) (string, error) {
+	pods, err := client.Pods(namespace).List(ctx, metav1.ListOptions{
+		LabelSelector: batchv1.JobNameLabel + "=" + job,
+		Limit:         10,
+	})
+	if err != nil {
+		return "", fmt.Errorf("listing the pods of Job %s/%s: %w", namespace, job, err)
+	}
+	if len(pods.Items) == 0 {
+		return "it has no pods", nil
+	}
+	for i := range pods.Items {
+		if why := podWaits(&pods.Items[i]); why != "" {
+			return why, nil
+		}
+	}
+	return "", nil
+}
+
+// podWaits says what a pod waits for.
+func podWaits(pod *corev1.Pod) string {
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {
+			return join(c.Reason, c.Message)
+		}
+	}
+	for _, statuses := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
+		for i := range statuses {
+			if w := statuses[i].State.Waiting; w != nil && w.Reason != "" && w.Reason != "PodInitializing" {
+				return "container " + statuses[i].Name + ": " + join(w.Reason, w.Message)
+			}
+		}
+	}
+	return ""
+}
+
+func join(reason, message string) string {
+	return strings.TrimSuffix(reason+": "+message, ": ")
+}

@@ -1,0 +1,139 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+
+	batchv1 "k8s.io/api/batch/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	batchclient "k8s.io/client-go/kubernetes/typed/batch/v1"
+)
+
+// fieldManager is who the API server records as the writer.
+const fieldManager = "lighterman"
+
+// ErrForeign means that a Job of the name that we need exists and is not ours.
+var ErrForeign = errors.New("name is taken by a Job that is not ours")
+
+// Launcher creates Jobs.
+type Launcher struct {
+	client batchclient.JobsGetter
+}
+
+// NewLauncher makes a Launcher.
+func NewLauncher(client batchclient.JobsGetter) *Launcher { return &Launcher{client: client} }
+
+// Launch creates the Job, or finds that it exists: then adopted is true and the result is the Job as it is now, running
+// or finished. A Job of that name which does not carry the same identity gives ErrForeign.
+//
+// An error of the kind that Transient knows says nothing about whether the Job was created; launching again finds out.
+func (l *Launcher) Launch(ctx context.Context, job *batchv1.Job) (created *batchv1.Job, adopted bool, err error) {
+	client := l.client.Jobs(job.Namespace)
+	for range 3 {
+		created, err = client.Create(ctx, job, metav1.CreateOptions{FieldManager: fieldManager})
+		if err == nil {
+			return created, false, nil
+		}
+		if !apierrors.IsAlreadyExists(err) {
+			return nil, false, fmt.Errorf("creating Job %s/%s: %w", job.Namespace, job.Name, err)
+		}
+		existing, err := client.Get(ctx, job.Name, metav1.GetOptions{})
+		switch {
+		case apierrors.IsNotFound(err):
+			continue // it was deleted between the two requests
+		case err != nil:
+			return nil, false, fmt.Errorf("reading Job %s/%s, which exists already: %w", job.Namespace, job.Name, err)
+		}
+		if !sameIdentity(existing, job) {
+			return nil, false, fmt.Errorf("creating Job %s/%s: %w; delete or rename it", job.Namespace, job.Name, ErrForeign)
+		}
+		return existing, true, nil
+	}
+	return nil, false, fmt.Errorf("creating Job %s/%s: it keeps existing and vanishing: %w", job.Namespace, job.Name, err)
+}
+
+func sameIdentity(existing, wanted *batchv1.Job) bool {
+	have, err := IdentityOf(existing)
+	if err != nil {
+		return false
+	}
+	want, err := IdentityOf(wanted)
+	return err == nil && have == want
+}
+
+// DryRun asks the API server whether it would take a Job of this template: validation, admission and quota.
+func (l *Launcher) DryRun(ctx context.Context, t *Template, source string) error {
+	job, err := t.Job(Task{
+		Identity: Identity{Source: source, MessageID: "dry-run of " + t.ref.String(), Attempt: 1},
+		Payload:  []byte("dry run"),
+	})
+	if err != nil {
+		return err
+	}
+	_, err = l.client.Jobs(job.Namespace).Create(ctx, job, metav1.CreateOptions{
+		FieldManager: fieldManager, DryRun: []string{metav1.DryRunAll},
+	})
+	if err != nil {
+		return fmt.Errorf("the API server would not take a Job of this template: %w", err)
+	}
+	return nil
+}
+
+// Rejected reports whether the API server refused the Job for what it is: what must change is the template, its
+// namespace, a quota or a right, and the same request will fail until then.
+func Rejected(err error) bool {
+	return apierrors.IsInvalid(err) || apierrors.IsForbidden(err) || apierrors.IsBadRequest(err) ||
+		apierrors.IsNotFound(err) || apierrors.IsUnauthorized(err) || apierrors.IsMethodNotSupported(err) ||
+		apierrors.IsNotAcceptable(err) || apierrors.IsUnsupportedMediaType(err)
+}
+
+// TooLarge reports whether the API server refused the Job for its size, which is the payload's.
+func TooLarge(err error) bool { return apierrors.IsRequestEntityTooLargeError(err) }
+
+// Class names the kind of an API error for metrics, as one of a few fixed words: invalid, forbidden, not_found, conflict,
+// throttled, timeout, unavailable, foreign, payload, canceled, other.
+func Class(err error) string {
+	switch {
+	case errors.Is(err, ErrPayload), TooLarge(err):
+		return "payload"
+	case errors.Is(err, ErrForeign):
+		return "foreign"
+	case errors.Is(err, ErrTemplate), apierrors.IsInvalid(err), apierrors.IsBadRequest(err):
+		return "invalid"
+	case apierrors.IsForbidden(err), apierrors.IsUnauthorized(err):
+		return "forbidden"
+	case apierrors.IsNotFound(err):
+		return "not_found"
+	case apierrors.IsConflict(err), apierrors.IsAlreadyExists(err):
+		return "conflict"
+	case apierrors.IsTooManyRequests(err):
+		return "throttled"
+	case errors.Is(err, context.Canceled):
+		return "canceled"
+	case apierrors.IsTimeout(err), apierrors.IsServerTimeout(err), errors.Is(err, context.DeadlineExceeded), isTimeout(err):
+		return "timeout"
+	case apierrors.IsServiceUnavailable(err), apierrors.IsInternalError(err), utilnet.IsConnectionRefused(err),
+		utilnet.IsConnectionReset(err), utilnet.IsProbableEOF(err), statusCode(err) >= http.StatusInternalServerError:
+		return "unavailable"
+	}
+	return "other"
+}
+
+func isTimeout(err error) bool {
+	var timeout net.Error
+	return errors.As(err, &timeout) && timeout.Timeout()
+}
+
+// statusCode is the HTTP status of an API error; 0 where the error did not come from the API server.
+func statusCode(err error) int32 {
+	var status apierrors.APIStatus
+	if errors.As(err, &status) {
+		return status.Status().Code
+	}
+	return 0
+}
