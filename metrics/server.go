@@ -84,8 +84,10 @@ func (s *Server) Run(ctx context.Context) error {
 		// A client that does not finish must not hold up the process.
 		err = s.server.Close()
 	}
-	<-served
-	if err != nil && !errors.Is(err, net.ErrClosed) {
+	if serving := <-served; !errors.Is(serving, http.ErrServerClosed) {
+		err = errors.Join(err, serving)
+	}
+	if err != nil {
 		return fmt.Errorf("closing the metrics server: %w", err)
 	}
 	return nil

@@ -1,0 +1,92 @@
+# Everything that a contributor runs. "make" alone lists it.
+
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# CLUSTER: local (built and started for the occasion) or current (that of the kubeconfig).
+CLUSTER ?= local
+# SOURCE: redis or storage-queue.
+SOURCE ?= redis
+# VERSION goes into the binary; without it, the Go tool records the commit.
+VERSION ?=
+# ARGS are handed on to the demo or the benchmarks.
+ARGS ?=
+
+TOOL  := go tool -modfile=$(CURDIR)/.ci/tools/go.mod
+LDFLAGS := $(if $(VERSION),-ldflags "-X main.version=$(VERSION)")
+AZURITE := lease/leasetest/azurite
+
+.PHONY: help
+help: ## List these targets.
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+
+.PHONY: build
+build: ## Build bin/lighterman.
+	go build $(LDFLAGS) -o bin/lighterman ./cmd/lighterman
+
+.PHONY: demo
+demo: ## 100 messages, 100 Jobs, an empty queue. CLUSTER=current uses your kubeconfig's cluster; SOURCE=storage-queue uses Azurite.
+	cd bench && go run ./demo -cluster $(CLUSTER) -source $(SOURCE) $(ARGS)
+
+.PHONY: test
+test: deps ## Run all tests: units with the race detector, conformance of the sources, integration on a real cluster.
+	@.ci/test
+
+.PHONY: unit
+unit: ## Run the tests that need nothing but Go.
+	go test -race ./cmd/... ./dispatcher/... ./jobs/... ./metrics/... ./lease
+
+.PHONY: conformance
+conformance: deps ## Run the conformance suite on every source, with real servers.
+	go test -race ./lease/...
+
+.PHONY: integration
+integration: deps ## Run the tests on a real cluster.
+	cd bench && go run ./cluster build && go test -p 1 -timeout 30m ./...
+
+.PHONY: bench
+bench: deps ## Run the benchmarks.
+	cd bench && go test -run '^$$' -bench . -timeout 60m $(ARGS) ./...
+
+.PHONY: cluster-up
+cluster-up: ## Start a local cluster, and say where its kubeconfig is.
+	cd bench && go run ./cluster up
+
+.PHONY: cluster-down
+cluster-down: ## Stop the local cluster.
+	cd bench && go run ./cluster down
+
+.PHONY: lint
+lint: ## Check style, imports and dead code in both modules.
+	$(TOOL) golangci-lint run ./...
+	cd bench && $(TOOL) golangci-lint run --config ../.golangci.yml ./...
+	@echo deadcode
+	@dead=$$($(TOOL) deadcode -test ./... | grep -v '^lease/leasetest/' || true); \
+	if [[ -n $$dead ]]; then printf '%s\n' "$$dead"; exit 1; fi
+	@dead=$$(cd bench && $(TOOL) deadcode -test ./...); \
+	if [[ -n $$dead ]]; then printf '%s\n' "$$dead"; exit 1; fi
+
+.PHONY: fmt
+fmt: ## Format all Go code.
+	$(TOOL) golangci-lint fmt ./...
+	cd bench && $(TOOL) golangci-lint fmt --config ../.golangci.yml ./...
+
+.PHONY: docs
+docs: ## Write the reference documentation anew from the code.
+	go test -run '^TestReference$$' ./dispatcher/annotation ./metrics -update
+
+.PHONY: deps
+deps: $(AZURITE)/node_modules/.package-lock.json ## Check for what the tests need, and fetch Azurite.
+	@.ci/deps
+
+# npm writes this file last. Its time is set since npm keeps that of an older one.
+$(AZURITE)/node_modules/.package-lock.json: $(AZURITE)/package-lock.json
+	@.ci/deps
+	cd $(AZURITE) && npm ci --no-audit --no-fund
+	@touch $@
+
+.PHONY: clean
+clean: ## Remove what was built here. The caches of Go are left alone.
+	rm -rf bin .cache $(AZURITE)/node_modules
