@@ -1,0 +1,32 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/lighterman-dev/lighterman/dispatcher/annotation"
+	"github.com/lighterman-dev/lighterman/lease"
+	"github.com/lighterman-dev/lighterman/lease/redisstreams"
+	"github.com/lighterman-dev/lighterman/lease/storagequeue"
+)
+
+// openSource makes the source that a set of annotations names. A new source is one more case here.
+func openSource(spec *annotation.Spec, connectionString string) (lease.Source, error) {
+	switch spec.Source {
+	case annotation.SourceAzureStorageQueue:
+		return storagequeue.New(storagequeue.Config{
+			ConnectionString: connectionString,
+			Queue:            spec.Queue,
+			PoisonQueue:      spec.PoisonQueue,
+			LeaseDuration:    spec.LeaseDuration,
+		})
+	case annotation.SourceRedisStreams:
+		return redisstreams.New(redisstreams.Config{
+			ConnectionString: connectionString,
+			Stream:           spec.Stream,
+			Group:            spec.ConsumerGroup,
+			PoisonStream:     spec.PoisonQueue,
+			LeaseDuration:    spec.LeaseDuration,
+		})
+	}
+	return nil, fmt.Errorf("%w: source %q is not available in this version", lease.ErrInvalid, spec.Source)
+}
