@@ -1,6 +1,7 @@
 package redisstreams
 
 import (
+	"context"
 	"fmt"
 	"net/url"
 	"sync/atomic"
@@ -50,6 +51,8 @@ func TestConformance(t *testing.T) {
 			q := newQueue(t, "redis://"+own.Addr(), "stream")
 			q.Restart = func(t leasetest.T) {
 				own.Close() // it keeps its data
+				// Close ends the context of blocking reads for good, and after that they would never be answered.
+				own.Ctx, own.CtxCancel = context.WithCancel(context.Background())
 				if err := own.Restart(); err != nil {
 					t.Fatalf("%v", err)
 				}

@@ -23,7 +23,7 @@ const (
 type AzuriteOptions struct {
 	// Dir is the data folder. Empty: a temporary one, removed by Close.
 	Dir string
-	// Blob serves blobs too.
+	// Blob waits for the blob service too, and names it in the connection string.
 	Blob bool
 	// InMemory keeps nothing on disk: faster, but nothing survives a stop.
 	InMemory bool
@@ -84,7 +84,7 @@ func (a *Azurite) QueueEndpoint() string {
 	return fmt.Sprintf("http://127.0.0.1:%d/%s", a.ports[0], AzuriteAccount)
 }
 
-// BlobEndpoint is the URL of the blob service, account included; there is one only with AzuriteOptions.Blob.
+// BlobEndpoint is the URL of the blob service, account included. It is sure to answer only with AzuriteOptions.Blob.
 func (a *Azurite) BlobEndpoint() string {
 	return fmt.Sprintf("http://127.0.0.1:%d/%s", a.ports[1], AzuriteAccount)
 }
@@ -110,28 +110,22 @@ func (a *Azurite) Restart(ctx context.Context) error {
 	if err := a.process.stop(); err != nil {
 		return err
 	}
-	script := filepath.Join("queue", "main.js")
-	if a.opts.Blob {
-		script = "azurite.js" // all services
-	}
+	// All services, although queues would often do: Azurite's program for queues alone cannot be told for how long it
+	// keeps connections. One that the server closes just as a request goes out looks like a fault; real ones stay
+	// open for longer.
 	args := []string{
-		filepath.Join(a.folder, "node_modules", "azurite", "dist", "src", script),
-		"--location", a.opts.Dir,
-		"--queueHost", "127.0.0.1", "--queuePort", strconv.Itoa(a.ports[0]),
-		// A connection that the server closes just as a request goes out looks like a fault; real ones stay open
-		// for longer.
-		"--queueKeepAliveTimeout", "120",
+		filepath.Join(a.folder, "node_modules", "azurite", "dist", "src", "azurite.js"),
 		"--silent", "--disableTelemetry", "--skipApiVersionCheck",
-	}
-	if a.opts.Blob {
-		args = append(args,
-			"--blobHost", "127.0.0.1", "--blobPort", strconv.Itoa(a.ports[1]), "--blobKeepAliveTimeout", "120",
-			"--tableHost", "127.0.0.1", "--tablePort", strconv.Itoa(a.ports[2]))
+		"--queueHost", "127.0.0.1", "--queuePort", strconv.Itoa(a.ports[0]), "--queueKeepAliveTimeout", "120",
+		"--blobHost", "127.0.0.1", "--blobPort", strconv.Itoa(a.ports[1]), "--blobKeepAliveTimeout", "120",
+		"--tableHost", "127.0.0.1", "--tablePort", strconv.Itoa(a.ports[2]),
 	}
 	if a.opts.InMemory {
 		args = append(args, "--inMemoryPersistence")
+	} else {
+		args = append(args, "--location", a.opts.Dir)
 	}
-	p, err := launch(ctx, "azurite", nil, a.answers, a.node, args...)
+	p, err := launch(ctx, "azurite", a.opts.Dir, nil, a.answers, a.node, args...)
 	if err != nil {
 		return err
 	}

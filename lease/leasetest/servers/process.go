@@ -33,10 +33,11 @@ type process struct {
 }
 
 // launch starts a program and waits until ready answers nil. What it prints goes to the tail for error messages.
-func launch(ctx context.Context, name string, stdin io.Reader, ready func(context.Context) error, path string, args ...string) (*process, error) {
+func launch(ctx context.Context, name, dir string, stdin io.Reader, ready func(context.Context) error, path string, args ...string) (*process, error) {
 	p := &process{name: name, output: &tail{}, done: make(chan struct{})}
 	// The program must outlive the context that its start is bound to, so it is not an exec.CommandContext.
 	p.cmd = exec.Command(path, args...) //nolint:gosec,noctx // a test's own server, stopped by Stop, Kill or our death
+	p.cmd.Dir = dir                     // whatever a server leaves in its working folder, it leaves there
 	p.cmd.Stdin = stdin
 	p.cmd.Stdout = p.output
 	p.cmd.Stderr = p.output

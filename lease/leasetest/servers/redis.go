@@ -107,7 +107,7 @@ func (r *Redis) Restart(ctx context.Context) error {
 	conf = append(conf, r.opts.Config...)
 	// By standard input, so that the password does not show up in the list of processes.
 	stdin := strings.NewReader(strings.Join(conf, "\n") + "\n")
-	p, err := launch(ctx, "redis-server", stdin, r.ping, r.path, "-")
+	p, err := launch(ctx, "redis-server", r.opts.Dir, stdin, r.ping, r.path, "-")
 	if err != nil {
 		return err
 	}
