@@ -33,7 +33,7 @@ func TestTemplate(t *testing.T) {
 	template.SetBacklog(40, 3)
 	template.Failed("BackoffLimitExceeded")
 	template.Failed("SomethingNew")
-	template.Error(metrics.StageLaunch, "quota")
+	template.Error(metrics.StageLaunch, "forbidden")
 	template.Error(metrics.StageReceive, "a word that nobody knows")
 	template.Run.Observe(0.3)
 
@@ -46,8 +46,8 @@ lighterman_backlog_leased_messages{namespace="shop",template="cronjob/thumbs"} 3
 lighterman_backlog_messages{namespace="shop",template="cronjob/thumbs"} 40
 # HELP lighterman_errors_total Errors, by where they came up and of what kind they are. Both template labels are empty where no template is concerned.
 # TYPE lighterman_errors_total counter
+lighterman_errors_total{class="forbidden",namespace="shop",stage="launch",template="cronjob/thumbs"} 1
 lighterman_errors_total{class="other",namespace="shop",stage="receive",template="cronjob/thumbs"} 1
-lighterman_errors_total{class="quota",namespace="shop",stage="launch",template="cronjob/thumbs"} 1
 # HELP lighterman_jobs_launched_total Jobs that took up a task: created for it, or found to be running or finished already and adopted.
 # TYPE lighterman_jobs_launched_total counter
 lighterman_jobs_launched_total{namespace="shop",result="adopted",template="cronjob/thumbs"} 1
@@ -60,6 +60,7 @@ lighterman_lease_renewals_total{namespace="shop",result="ok",template="cronjob/t
 # TYPE lighterman_task_failures_total counter
 lighterman_task_failures_total{namespace="shop",reason="BackoffLimitExceeded",template="cronjob/thumbs"} 1
 lighterman_task_failures_total{namespace="shop",reason="DeadlineExceeded",template="cronjob/thumbs"} 0
+lighterman_task_failures_total{namespace="shop",reason="Deleted",template="cronjob/thumbs"} 0
 lighterman_task_failures_total{namespace="shop",reason="FailedIndexes",template="cronjob/thumbs"} 0
 lighterman_task_failures_total{namespace="shop",reason="MaxFailedIndexesExceeded",template="cronjob/thumbs"} 0
 lighterman_task_failures_total{namespace="shop",reason="PodFailurePolicy",template="cronjob/thumbs"} 0

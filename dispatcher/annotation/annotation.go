@@ -93,6 +93,7 @@ type SecretKey struct {
 	Name, Key string
 }
 
+// String is the value of the annotation.
 func (k SecretKey) String() string { return k.Name + "/" + k.Key }
 
 // Backoff is the delay before a message is given another attempt: Min after the first failure, up to Max.
