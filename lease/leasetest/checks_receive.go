@@ -140,6 +140,7 @@ func awkwardBodies(h Harness) []string {
 		"",
 		" leading and trailing ",
 		"\n",
+		"\r\n and \r",
 		"two\nlines\nand a tab\t.",
 		`{"quotes": "\"", "backslash": "\\", "apostrophe": "'"}`,
 		"<xml attr=\"&amp;\">&#65; ]]> <![CDATA[x]]></xml>",

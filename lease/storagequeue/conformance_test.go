@@ -179,10 +179,11 @@ func (p *proxy) refuse(match func(*http.Request) bool) {
 	})
 }
 
-// loseAnswers lets the requests that match take effect, and then breaks the connection.
-func (p *proxy) loseAnswers(match func(*http.Request) bool) {
+// loseAnswer lets the first request that matches take effect, and then breaks the connection.
+func (p *proxy) loseAnswer(match func(*http.Request) bool) {
+	var lost atomic.Bool
 	p.set(func(w http.ResponseWriter, r *http.Request, forward http.Handler) {
-		if !match(r) {
+		if !match(r) || lost.Swap(true) {
 			forward.ServeHTTP(w, r)
 			return
 		}
