@@ -6,7 +6,7 @@ SHELL := /usr/bin/env bash
 
 # CLUSTER: local (built and started for the occasion) or current (that of the kubeconfig).
 CLUSTER ?= local
-# SOURCE: redis or storage-queue.
+# SOURCE: redis or azure-storage-queue.
 SOURCE ?= redis
 # VERSION goes into the binary; without it, the Go tool records the commit.
 VERSION ?=
@@ -16,6 +16,7 @@ ARGS ?=
 TOOL  := go tool -modfile=$(CURDIR)/.ci/tools/go.mod
 LDFLAGS := $(if $(VERSION),-ldflags "-X main.version=$(VERSION)")
 AZURITE := lease/leasetest/azurite
+AZURITE_INSTALLED := $(AZURITE)/node_modules/.package-lock.json
 
 .PHONY: help
 help: ## List these targets.
@@ -27,7 +28,8 @@ build: ## Build bin/lighterman.
 	go build $(LDFLAGS) -o bin/lighterman ./cmd/lighterman
 
 .PHONY: demo
-demo: ## 100 messages, 100 Jobs, an empty queue. CLUSTER=current uses your kubeconfig's cluster; SOURCE=storage-queue uses Azurite.
+demo: $(if $(filter azure-storage-queue,$(SOURCE)),$(AZURITE_INSTALLED))
+demo: ## 100 messages, 100 Jobs, an empty queue. CLUSTER=current takes your kubeconfig's cluster, SOURCE=azure-storage-queue Azurite.
 	cd bench && go run ./demo -cluster $(CLUSTER) -source $(SOURCE) $(ARGS)
 
 .PHONY: test
@@ -52,7 +54,7 @@ bench: deps ## Run the benchmarks.
 
 .PHONY: cluster-up
 cluster-up: ## Start a local cluster, and say where its kubeconfig is.
-	cd bench && go run ./cluster up
+	cd bench && go run ./cluster up --detach
 
 .PHONY: cluster-down
 cluster-down: ## Stop the local cluster.
@@ -78,11 +80,11 @@ docs: ## Write the reference documentation anew from the code.
 	go test -run '^TestReference$$' ./dispatcher/annotation ./metrics -update
 
 .PHONY: deps
-deps: $(AZURITE)/node_modules/.package-lock.json ## Check for what the tests need, and fetch Azurite.
+deps: $(AZURITE_INSTALLED) ## Check for what the tests need, and fetch Azurite.
 	@.ci/deps
 
 # npm writes this file last. Its time is set since npm keeps that of an older one.
-$(AZURITE)/node_modules/.package-lock.json: $(AZURITE)/package-lock.json
+$(AZURITE_INSTALLED): $(AZURITE)/package-lock.json
 	@.ci/deps
 	cd $(AZURITE) && npm ci --no-audit --no-fund
 	@touch $@
