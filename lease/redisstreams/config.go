@@ -6,8 +6,10 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -107,6 +109,8 @@ func (c *Config) options() (*redis.Options, error) {
 const wantURL = "write redis://[user:password@]host:port[/database], or rediss:// for TLS, with special characters in user " +
 	"and password percent-encoded"
 
+var hostName = regexp.MustCompile(`^[A-Za-z0-9._-]+$`)
+
 func parseConnectionString(s string) (*redis.Options, error) {
 	s = strings.TrimSpace(s)
 	switch {
@@ -125,6 +129,9 @@ func parseConnectionString(s string) (*redis.Options, error) {
 	}
 	if u.Hostname() == "" {
 		return nil, fmt.Errorf("connection string names no host; %s: %w", wantURL, lease.ErrInvalid)
+	}
+	if _, err := netip.ParseAddr(u.Hostname()); err != nil && !hostName.MatchString(u.Hostname()) {
+		return nil, fmt.Errorf("connection string has a host that is none; %s: %w", wantURL, lease.ErrInvalid)
 	}
 	if port := u.Port(); port != "" {
 		if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {

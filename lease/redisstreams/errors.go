@@ -37,19 +37,19 @@ func classify(err error) (kind error, remedy string) {
 		{"NOAUTH", lease.ErrUnauthorized, "the server wants a password in the connection string"},
 		{"WRONGPASS", lease.ErrUnauthorized, "correct user and password in the connection string"},
 		{"NOPERM", lease.ErrUnauthorized, "give the user the commands of streams and scripts on this key and the poison stream"},
-		{"ERR invalid password", lease.ErrUnauthorized, "correct the password in the connection string"},
-		{"ERR AUTH", lease.ErrUnauthorized, "the server has no password; leave it out of the connection string"},
-		{"ERR Client sent AUTH", lease.ErrUnauthorized, "the server has no password; leave it out of the connection string"},
+		{"invalid password", lease.ErrUnauthorized, "correct the password in the connection string"},
+		{"AUTH", lease.ErrUnauthorized, "the server has no password; leave it out of the connection string"},
+		{"Client sent AUTH", lease.ErrUnauthorized, "the server has no password; leave it out of the connection string"},
 		{"WRONGTYPE", lease.ErrInvalid, "the key holds something else than a stream; name another key"},
-		{"ERR DB index", lease.ErrInvalid, "correct the database number in the connection string"},
-		{"ERR invalid DB index", lease.ErrInvalid, "correct the database number in the connection string"},
-		{"ERR unknown command", lease.ErrInvalid, "Redis 6.2 or later is needed"},
-		{"ERR Unknown Redis command", lease.ErrInvalid, "Redis 6.2 or later is needed"},
+		{"DB index", lease.ErrInvalid, "correct the database number in the connection string"},
+		{"invalid DB index", lease.ErrInvalid, "correct the database number in the connection string"},
+		{"unknown command", lease.ErrInvalid, "Redis 6.2 or later is needed"},
+		{"Unknown Redis command", lease.ErrInvalid, "Redis 6.2 or later is needed"},
 		{"MOVED", lease.ErrInvalid, "Redis Cluster is not supported"},
 		{"CROSSSLOT", lease.ErrInvalid, "Redis Cluster is not supported"},
-		{"ERR max number of clients", lease.ErrThrottled, ""},
+		{"max number of clients", lease.ErrThrottled, ""},
 	} {
-		if redis.HasErrorPrefix(err, c.prefix) || redis.HasErrorPrefix(err, "ERR "+c.prefix) {
+		if redis.HasErrorPrefix(err, c.prefix) { // which leaves "ERR " out of account
 			return c.kind, c.remedy
 		}
 	}
@@ -63,7 +63,7 @@ func groupGone(err error) bool {
 
 // noKey reports whether XINFO found no stream.
 func noKey(err error) bool {
-	return redis.HasErrorPrefix(err, "ERR no such key") || redis.HasErrorPrefix(err, "no such key")
+	return redis.HasErrorPrefix(err, "no such key")
 }
 
 func lost(l *lease.Lease) error {
