@@ -275,7 +275,8 @@ var table = []Row{
 	{
 		Key: KeyRetryBackoff, Kinds: templates, Type: TypeDurations, Min: "0s", Max: "168h",
 		Default: "10s..10m", Shared: true,
-		Doc:     "The delay before the second attempt, which doubles with each further one, and the longest it may become.",
+		Doc: "The delay before the second attempt, which doubles with each further one, and the longest it may become. Each delay " +
+			"is cut by up to a fifth, so that messages which failed together do not come back together.",
 		Example: "30s..1h",
 		set:     func(s *Spec, v value) { s.RetryBackoff = v.backoff },
 	},
