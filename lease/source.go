@@ -15,7 +15,7 @@ var (
 	ErrNotFound = errors.New("source not found")
 	// ErrUnauthorized means that the source refuses the credentials, or what they may do.
 	ErrUnauthorized = errors.New("source refuses the credentials")
-	// ErrThrottled means that the source asks for fewer requests.
+	// ErrThrottled means that the source asks for fewer requests; see RetryAfter.
 	ErrThrottled = errors.New("source throttles")
 	// ErrInvalid means that the configuration of the source is unusable as it stands: a connection string that does not
 	// parse, a key that holds something else than a stream.
@@ -46,6 +46,16 @@ func Class(err error) string {
 		}
 	}
 	return "other"
+}
+
+// RetryAfter is how long the source asks to wait before the next request; zero where the error does not say. A source
+// says so by an error with a method RetryAfter() time.Duration.
+func RetryAfter(err error) time.Duration {
+	var asks interface{ RetryAfter() time.Duration }
+	if errors.As(err, &asks) {
+		return asks.RetryAfter()
+	}
+	return 0
 }
 
 // Traits declare what a source can do, so that no caller asks for a source's name.
@@ -93,7 +103,9 @@ type Backlog struct {
 //
 // The batch methods (Extend, Complete, Requeue, Poison) return nil when all went well, else one entry per argument, nil
 // where that one went well. An operation on a lease that is no longer ours fails with ErrLost and changes nothing. They
-// take a batch of any size and split it as the server needs.
+// take a batch of any size and split it as the server needs. Completing, requeueing and poisoning spend the lease:
+// whatever is tried with it afterwards fails with ErrLost. So does a second try after the first one's answer got lost,
+// although the message was settled: to settle twice is harmless, and to be told of a loss does not undo anything.
 //
 // What exactly is promised is written down as tests in package leasetest.
 type Source interface {
@@ -106,7 +118,7 @@ type Source interface {
 	Check(ctx context.Context) error
 	// Receive leases at most limit messages, those that there are: it never waits for a batch to fill. Leases can come
 	// together with an error, when a part of the batch failed; they are held all the same. When ctx ends, Receive
-	// returns soon, with what it has leased by then.
+	// returns soon, with what it has leased by then, or with the context's error where that is nothing.
 	Receive(ctx context.Context, limit int) ([]*Lease, error)
 	Extend(ctx context.Context, leases []*Lease) []error
 	Complete(ctx context.Context, leases []*Lease) []error
