@@ -81,7 +81,7 @@ func newMemoryQueue(traits lease.Traits, wrap func(lease.Source) lease.Source) f
 
 // recorder is a T that keeps what a check has to complain about.
 type recorder struct {
-	ctx context.Context
+	ctx context.Context //nolint:containedctx // a test has one too
 
 	mu         sync.Mutex
 	complaints []string

@@ -52,7 +52,7 @@ func TestConformance(t *testing.T) {
 			q.Restart = func(t leasetest.T) {
 				own.Close() // it keeps its data
 				// Close ends the context of blocking reads for good, and after that they would never be answered.
-				own.Ctx, own.CtxCancel = context.WithCancel(context.Background())
+				own.Ctx, own.CtxCancel = context.WithCancel(context.Background()) //nolint:gosec // Close calls it
 				if err := own.Restart(); err != nil {
 					t.Fatalf("%v", err)
 				}

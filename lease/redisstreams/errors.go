@@ -18,7 +18,7 @@ func (s *Source) wrap(doing string, err error) error {
 	if err == nil {
 		return nil
 	}
-	kind, remedy := classify(err)
+	remedy, kind := classify(err)
 	switch {
 	case kind == nil:
 		return fmt.Errorf("%s stream %q: %w", doing, s.stream, err)
@@ -28,7 +28,7 @@ func (s *Source) wrap(doing string, err error) error {
 	return fmt.Errorf("%s stream %q: %w: %w; %s", doing, s.stream, kind, err, remedy)
 }
 
-func classify(err error) (kind error, remedy string) {
+func classify(err error) (remedy string, kind error) {
 	for _, c := range []struct {
 		prefix string
 		kind   error
@@ -50,10 +50,10 @@ func classify(err error) (kind error, remedy string) {
 		{"max number of clients", lease.ErrThrottled, ""},
 	} {
 		if redis.HasErrorPrefix(err, c.prefix) { // which leaves "ERR " out of account
-			return c.kind, c.remedy
+			return c.remedy, c.kind
 		}
 	}
-	return nil, ""
+	return "", nil
 }
 
 // groupGone reports whether the stream or the group is no longer there.

@@ -168,21 +168,21 @@ func (s *Source) Close() error {
 }
 
 // pruneConsumers removes the consumers of dispatchers that are no more. Only those that our default names belong to, that
-// hold no lease and have been silent for long; and even if one was still alive, Redis would make it anew.
-func (s *Source) pruneConsumers(ctx context.Context) error {
+// hold no lease and have been silent for long; and even if one was still alive, Redis would make it anew. It is no more
+// than tidying up, so what fails is left for the next time.
+func (s *Source) pruneConsumers(ctx context.Context) {
 	consumers, err := s.client.XInfoConsumers(ctx, s.stream, s.group).Result()
 	if err != nil {
-		return err
+		return
 	}
 	for _, c := range consumers {
 		if c.Name == s.consumer || c.Pending > 0 || c.Idle < pruneAfter || !strings.HasPrefix(c.Name, consumerPrefix) {
 			continue
 		}
-		if err := pruneScript.Run(ctx, s.client, []string{s.stream}, s.group, c.Name).Err(); err != nil {
-			return err
+		if pruneScript.Run(ctx, s.client, []string{s.stream}, s.group, c.Name).Err() != nil {
+			return
 		}
 	}
-	return nil
 }
 
 // Backlog implements lease.Source. It only reads: where the group is missing, all that the stream holds is waiting.

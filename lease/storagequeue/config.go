@@ -91,7 +91,7 @@ type account struct {
 // The account that every emulator has, with the key that its documentation publishes. It opens nothing else.
 const (
 	emulatorAccount  = "devstoreaccount1"
-	emulatorKey      = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==" //nolint:gosec // published
+	emulatorKey      = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 	emulatorEndpoint = "http://127.0.0.1:10001/" + emulatorAccount
 )
 
@@ -101,12 +101,12 @@ const wantConnectionString = "copy it from the storage account's access keys: De
 // parseConnectionString reads a connection string. No error of it contains any value, since with a part in the wrong
 // place every value could be the key.
 func parseConnectionString(s string) (account, error) {
-	invalid := func(what string) (account, error) {
-		return account{}, fmt.Errorf("connection string %s; %s: %w", what, wantConnectionString, lease.ErrInvalid)
+	invalid := func(what string) error {
+		return fmt.Errorf("connection string %s; %s: %w", what, wantConnectionString, lease.ErrInvalid)
 	}
 	s = strings.TrimSpace(s)
 	if s == "" {
-		return invalid("is empty")
+		return account{}, invalid("is empty")
 	}
 	values := map[string]string{}
 	for part := range strings.SplitSeq(s, ";") {
@@ -115,7 +115,7 @@ func parseConnectionString(s string) (account, error) {
 		}
 		key, value, found := strings.Cut(part, "=")
 		if !found {
-			return invalid("has a part that is not of the form key=value")
+			return account{}, invalid("has a part that is not of the form key=value")
 		}
 		values[strings.ToLower(strings.TrimSpace(key))] = strings.TrimSpace(value)
 	}
@@ -130,7 +130,7 @@ func parseConnectionString(s string) (account, error) {
 	}
 	if endpoint == "" {
 		if a.name == "" {
-			return invalid("has neither AccountName nor QueueEndpoint")
+			return account{}, invalid("has neither AccountName nor QueueEndpoint")
 		}
 		scheme, suffix := values["defaultendpointsprotocol"], values["endpointsuffix"]
 		if scheme == "" {
@@ -144,11 +144,11 @@ func parseConnectionString(s string) (account, error) {
 	u, err := url.Parse(endpoint)
 	switch {
 	case err != nil || u.Host == "" || u.User != nil:
-		return invalid("has a QueueEndpoint, or an AccountName, that does not make a URL")
+		return account{}, invalid("has a QueueEndpoint, or an AccountName, that does not make a URL")
 	case u.Scheme != "https" && u.Scheme != "http":
-		return invalid("has a protocol that is neither https nor http")
+		return account{}, invalid("has a protocol that is neither https nor http")
 	case strings.Contains(u.Hostname(), ".blob.") || strings.Contains(u.Hostname(), ".servicebus."):
-		return invalid("names the endpoint of another service")
+		return account{}, invalid("names the endpoint of another service")
 	}
 	if a.sas == "" && u.RawQuery != "" {
 		a.sas = u.RawQuery
@@ -156,17 +156,17 @@ func parseConnectionString(s string) (account, error) {
 	a.endpoint = &url.URL{Scheme: u.Scheme, Host: strings.ToLower(u.Host), Path: strings.TrimSuffix(u.Path, "/")}
 	switch {
 	case a.key != "" && a.name == "":
-		return invalid("has an AccountKey and no AccountName")
+		return account{}, invalid("has an AccountKey and no AccountName")
 	case a.key != "":
 		if _, err := base64.StdEncoding.DecodeString(a.key); err != nil {
-			return invalid("has an AccountKey that is not base64; it may have been cut off")
+			return account{}, invalid("has an AccountKey that is not base64; it may have been cut off")
 		}
 		a.sas = ""
 	case a.sas == "":
-		return invalid("has neither AccountKey nor SharedAccessSignature")
+		return account{}, invalid("has neither AccountKey nor SharedAccessSignature")
 	default:
 		if query, err := url.ParseQuery(a.sas); err != nil || query.Get("sig") == "" {
-			return invalid("has a SharedAccessSignature without a signature (sig=…)")
+			return account{}, invalid("has a SharedAccessSignature without a signature (sig=…)")
 		}
 	}
 	return a, nil

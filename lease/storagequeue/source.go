@@ -113,7 +113,7 @@ func (s *Source) Backlog(ctx context.Context) (lease.Backlog, error) {
 	}
 	b := lease.Backlog{Leased: -1}
 	if n := properties.ApproximateMessagesCount; n != nil {
-		b.Messages = int64(*n)
+		b.Messages = *n
 	}
 	return b, nil
 }
