@@ -49,9 +49,12 @@ type lane struct {
 	marking  int    // marks under way or due for another try
 	starts   []start
 	blocked  error // why the API server takes no Job of the template; nil when it does
-	outage   int   // creations in a row that failed in passing
-	retired  bool  // receives nothing more, and ends with its last task
-	stopping bool  // launches nothing more
+	failing  int   // tasks being launched whose creation failed in passing
+	outage   bool  // the last creation that ended failed in passing
+	// outageTold says that the outage was reported and no creation has succeeded since.
+	outageTold bool
+	retired    bool // receives nothing more, and ends with its last task
+	stopping   bool // launches nothing more
 
 	quit     chan struct{} // closed by stop
 	stopOnce sync.Once
@@ -205,7 +208,7 @@ func (l *lane) room() int {
 	s := l.settings.Load()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.retired || l.stopping || s.spec.Paused || l.blocked != nil || l.outage > 0 {
+	if l.retired || l.stopping || s.spec.Paused || l.blocked != nil || l.outage {
 		return 0
 	}
 	n := s.spec.MaxInFlight - l.inFlight

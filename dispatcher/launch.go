@@ -26,26 +26,34 @@ func (l *lane) launch(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		t, held := l.nextQueued(ctx)
-		if t == nil {
+		o, ok := l.nextQueued(ctx)
+		if !ok {
 			return
 		}
 		creating.Go(func() {
 			defer func() { <-concurrency }()
-			l.launchTask(ctx, t, held)
+			l.launchTask(ctx, o)
 		})
 	}
 }
 
-// nextQueued waits for a task to launch, and for the moment that jobs-per-second allows it. It returns nil when ctx ends.
-func (l *lane) nextQueued(ctx context.Context) (*task, *lease.Lease) {
+// order is a task to launch, with what its Job is made from: the task itself can change meanwhile, when somebody else turns out to have
+// launched it.
+type order struct {
+	task    *task
+	attempt int
+	held    *lease.Lease
+}
+
+// nextQueued waits for a task to launch, and for the moment that jobs-per-second allows it. ok is false when ctx ends.
+func (l *lane) nextQueued(ctx context.Context) (o order, ok bool) {
 	for {
 		if l.anyQueued() {
 			// The message stays in the queue meanwhile, so that it can be given back.
 			l.settings.Load().pace.wait(ctx)
 		}
 		if ctx.Err() != nil {
-			return nil, nil
+			return order{}, false
 		}
 		l.mu.Lock()
 		for len(l.queue) > 0 && l.blocked == nil {
@@ -57,15 +65,15 @@ func (l *lane) nextQueued(ctx context.Context) (*task, *lease.Lease) {
 			}
 			t.state = launching
 			l.waiting--
-			held := t.lease
+			o := order{t, t.attempt, t.lease}
 			l.mu.Unlock()
-			return t, held
+			return o, true
 		}
 		l.mu.Unlock()
 		select {
 		case <-l.wakeLaunch:
 		case <-ctx.Done():
-			return nil, nil
+			return order{}, false
 		}
 	}
 }
@@ -77,12 +85,14 @@ func (l *lane) anyQueued() bool {
 }
 
 // launchTask creates a task's Job. What fails in passing is tried again for as long as the lease is held.
-func (l *lane) launchTask(ctx context.Context, t *task, held *lease.Lease) {
+func (l *lane) launchTask(ctx context.Context, o order) {
+	t, held := o.task, o.held
 	retry := backoff{base: 100 * time.Millisecond, limit: 5 * time.Second}
+	defer func() { l.leaveOutage(retry.failures > 0) }()
 	for {
 		s := l.settings.Load()
 		job, err := s.template.Job(jobs.Task{
-			Identity:   jobs.Identity{Source: l.identity, MessageID: t.messageID, Attempt: t.attempt},
+			Identity:   jobs.Identity{Source: l.identity, MessageID: t.messageID, Attempt: o.attempt},
 			Payload:    held.Body,
 			EnqueuedAt: held.EnqueuedAt,
 		})
@@ -120,7 +130,7 @@ func (l *lane) launchTask(ctx context.Context, t *task, held *lease.Lease) {
 		}
 		l.metrics.Error(metrics.StageLaunch, jobs.Class(err))
 		l.log.Debug("creating a Job failed, and is tried again", "message_id", t.messageID, "err", err)
-		l.setOutage(err)
+		l.enterOutage(err, retry.failures == 0)
 		if !sleep(ctx, retry.next()) {
 			l.settleTask(t, settlement{outcome: returned})
 			return
@@ -151,9 +161,12 @@ func (l *lane) launched(t *task, job *batchv1.Job, adopted bool) {
 	status := jobs.StatusOf(job)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.outage > 0 {
-		l.outage = 0
+	if l.outage {
+		l.outage = false
 		wake(l.wakeReceive)
+	}
+	if l.outageTold {
+		l.outageTold = false
 		l.report.resolved(l.settings.Load().object, aboutCreation)
 	}
 	if adopted {
@@ -189,15 +202,33 @@ func (l *lane) abandon(t *task, held *lease.Lease) {
 	l.endIfEmpty()
 }
 
-// setOutage stops receiving until a Job can be created again.
-func (l *lane) setOutage(err error) {
+// enterOutage stops receiving until a Job can be created again. first is set with a task's first failure.
+func (l *lane) enterOutage(err error, first bool) {
 	l.mu.Lock()
-	l.outage++
-	first := l.outage == 1
-	l.mu.Unlock()
 	if first {
+		l.failing++
+	}
+	tell := !l.outage
+	l.outage, l.outageTold = true, true
+	l.mu.Unlock()
+	if tell {
 		l.report.problem(l.settings.Load().object, creationProblem(err))
 	}
+}
+
+// leaveOutage is called as the launch of a task ends in whatever way. Once none is left that could show that Jobs can be created again,
+// receiving must go on to find out.
+func (l *lane) leaveOutage(failed bool) {
+	if !failed {
+		return
+	}
+	l.mu.Lock()
+	l.failing--
+	if l.failing == 0 && l.outage {
+		l.outage = false
+		wake(l.wakeReceive)
+	}
+	l.mu.Unlock()
 }
 
 // pace is jobs-per-second. The zero value does not limit.
