@@ -149,6 +149,11 @@ func (l *lane) retire() {
 	l.mu.Lock()
 	l.retired = true
 	l.giveBackQueued()
+	for _, t := range l.tasks {
+		if t.state == resting {
+			l.remove(t)
+		}
+	}
 	l.mu.Unlock()
 	l.wakeAll()
 	l.endIfEmpty()

@@ -13,10 +13,11 @@ import (
 func (l *lane) JobChanged(id jobs.Identity, job *batchv1.Job) {
 	status := jobs.StatusOf(job)
 	l.mu.Lock()
+	defer l.endIfEmpty()
 	defer l.mu.Unlock()
 	t := l.tasks[id.MessageID]
 	if t == nil {
-		if !status.Phase.Finished() && job.Labels[jobs.LabelSettled] == "" {
+		if !l.stopping && !status.Phase.Finished() && job.Labels[jobs.LabelSettled] == "" {
 			l.adoptOrphan(id, job, status)
 		}
 		return
@@ -46,7 +47,14 @@ func (l *lane) JobGone(id jobs.Identity, job *batchv1.Job) {
 	defer l.endIfEmpty()
 	defer l.mu.Unlock()
 	t := l.tasks[id.MessageID]
-	if t == nil || t.state != running || id.Attempt != t.attempt {
+	if t == nil || id.Attempt != t.attempt {
+		return
+	}
+	if t.state == settling {
+		t.recordLost = true // should this settlement fail, the Job cannot tell any more
+		return
+	}
+	if t.state != running {
 		return
 	}
 	status := jobs.StatusOf(job)
@@ -82,6 +90,7 @@ func (l *lane) progress(t *task, status jobs.Status) {
 // finished takes note of the end of a task's Job. The caller holds the mutex.
 func (l *lane) finished(t *task, job string, status jobs.Status) {
 	t.finishedAt = time.Now()
+	t.failed = status.Phase == jobs.Failed
 	l.setPending(t, false)
 	if !t.launchedAt.IsZero() {
 		l.metrics.Run.Observe(metrics.Since(t.launchedAt))

@@ -144,12 +144,14 @@ func (l *lane) redelivered(t *task, held *lease.Lease) {
 	}
 	l.takeSlot(t)
 	switch s := t.settlement; {
-	case s.outcome == poisoned:
+	case s.outcome == completed || s.outcome == poisoned:
 		l.decided(t, s)
 	case time.Now().Before(s.notBefore):
 		l.decided(t, settlement{outcome: returned, notBefore: s.notBefore})
 	default:
-		t.attempt++
+		if t.failed {
+			t.attempt++
+		}
 		t.receivedAt = time.Now()
 		l.enqueue(t)
 	}
@@ -167,6 +169,7 @@ func (l *lane) resume(t *task, job *batchv1.Job) {
 		return
 	}
 	t.finishedAt = time.Now()
+	t.failed = status.Phase == jobs.Failed
 	s := decide(l.settings.Load().spec, t.messageID, t.attempt, job.Name, status)
 	switch {
 	case outcome(job.Labels[jobs.LabelSettled]) == poisoned:
@@ -198,6 +201,7 @@ func (l *lane) lastJob(messageID string) *batchv1.Job {
 // enqueue lets a task wait to be launched. The caller holds the mutex.
 func (l *lane) enqueue(t *task) {
 	t.state = queued
+	t.failed = false
 	l.waiting++
 	l.queue = append(l.queue, t)
 	wake(l.wakeLaunch)

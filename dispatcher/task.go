@@ -33,8 +33,10 @@ type task struct {
 	pending bool
 	// suspended says that the Job waits to be admitted.
 	suspended bool
-	// recordLost says that a failed Job of the message was deleted, so that the number of attempts is known here only.
+	// recordLost says that a Job of the message was deleted, so that what became of it is known here only.
 	recordLost bool
+	// failed says that the Job of this attempt has run and failed, so that the next launch is another attempt.
+	failed bool
 	// awaited is the attempt whose start is being waited for.
 	awaited int
 
