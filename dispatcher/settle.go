@@ -76,6 +76,7 @@ func (l *lane) settle(ctx context.Context) {
 		if len(batches) > 0 {
 			continue
 		}
+		l.endIfEmpty() // what was lost while it waited is gone now
 		if finished {
 			return
 		}
@@ -143,15 +144,21 @@ func (l *lane) settleTogether(ctx context.Context, batch []claim) {
 	l.endIfEmpty()
 }
 
-// settleValid makes the call to the source for those leases that are still trusted (invariant 5).
+// settleValid makes the call to the source for those leases that are still trusted, and for no longer than all of them are
+// (invariant 5).
 func (l *lane) settleValid(ctx context.Context, batch []claim) []error {
 	errs := make([]error, len(batch))
 	var valid []claim
 	var at []int
+	var until time.Time
 	for i, c := range batch {
-		if !c.held.Valid() {
+		deadline := c.held.Deadline()
+		if !time.Now().Before(deadline) {
 			errs[i] = lease.ErrLost
 			continue
+		}
+		if until.IsZero() || deadline.Before(until) {
+			until = deadline
 		}
 		valid = append(valid, c)
 		at = append(at, i)
@@ -159,6 +166,8 @@ func (l *lane) settleValid(ctx context.Context, batch []claim) []error {
 	if len(valid) == 0 {
 		return errs
 	}
+	ctx, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
 	for i, err := range l.callSource(ctx, valid) {
 		errs[at[i]] = err
 	}
@@ -231,6 +240,7 @@ func (l *lane) settled(c claim, err error) {
 	}
 	if l.stopping {
 		wake(l.wakeSettle)
+		wake(l.wakeMark) // it ends when nothing is left to settle
 	}
 }
 
@@ -295,6 +305,7 @@ func (l *lane) retrySettling(c claim, err error) {
 		}
 		l.mu.Unlock()
 		wake(l.wakeSettle)
+		wake(l.wakeMark)
 		l.endIfEmpty()
 	})
 }
