@@ -71,8 +71,9 @@ func (l *lane) isBlocked() bool {
 	return l.blocked != nil
 }
 
-// setState tells the metrics what the lane is up to.
+// setState tells the metrics what the lane is up to, and its limit.
 func (l *lane) setState() {
+	l.metrics.MaxInFlight.Set(float64(l.settings.Load().spec.MaxInFlight))
 	switch {
 	case l.isBlocked():
 		l.metrics.SetState(metrics.StateBlocked)
