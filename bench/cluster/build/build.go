@@ -132,7 +132,7 @@ func ensure(ctx context.Context, progress io.Writer, s set) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	bench, err := benchDir(ctx)
+	bench, err := ModuleDir(ctx, benchModule)
 	if err != nil {
 		return "", err
 	}
@@ -188,18 +188,6 @@ func (s set) hash(source string) (string, error) {
 		}
 	}
 	return hex.EncodeToString(h.Sum(nil))[:16], nil
-}
-
-// benchDir finds the sources, so that the package works from any folder below the module, as tests run in their own.
-func benchDir(ctx context.Context) (string, error) {
-	cmd := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", benchModule)
-	cmd.Env = goEnv()
-	out, err := cmd.Output()
-	if dir := strings.TrimSpace(string(out)); err == nil && dir != "" {
-		return dir, nil
-	}
-	wd, _ := os.Getwd()
-	return "", fmt.Errorf("the sources of the local cluster cannot be found from %s; run from inside bench/ (%w)", wd, describe(err))
 }
 
 // goEnv keeps the user's flags and workspace out of the build: they would change what is built under the same key.

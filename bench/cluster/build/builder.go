@@ -33,8 +33,14 @@ func (b *builder) goOutput(ctx context.Context, args ...string) (string, error) 
 // goBuild runs go build. With -v it names each package that it compiles, which is what drives the progress line; any
 // other output is a compiler's or a downloader's message and is kept for the error.
 func (b *builder) goBuild(ctx context.Context, args ...string) error {
+	// A go command that is killed leaves its working folder behind; this one goes with what it was to build.
+	work, err := os.MkdirTemp(b.out, ".work-")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(work) }()
 	cmd := exec.Command("go", append([]string{"build", "-v"}, args...)...)
-	cmd.Dir, cmd.Env = b.source, goEnv()
+	cmd.Dir, cmd.Env = b.source, append(goEnv(), "GOTMPDIR="+work)
 	read, write, err := os.Pipe()
 	if err != nil {
 		return err

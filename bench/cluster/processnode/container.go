@@ -94,16 +94,17 @@ func (r *containerRun) once(ctx context.Context, stop *stopper) *corev1.Containe
 		}
 	}
 	startedAt := metav1.Now()
+	id := r.id()
 	r.set(func(c *containerRecord) {
 		c.state = corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: startedAt}}
-		c.id = r.id()
+		c.id = id
 	})
 	if r.started != nil && !isClosed(r.started) {
 		close(r.started)
 	}
 	code := p.wait(ctx, stop)
 	ended := &corev1.ContainerStateTerminated{
-		ExitCode: int32(code), Reason: "Completed", StartedAt: startedAt, FinishedAt: metav1.Now(), ContainerID: r.id(),
+		ExitCode: int32(code), Reason: "Completed", StartedAt: startedAt, FinishedAt: metav1.Now(), ContainerID: id,
 	}
 	if code != 0 {
 		ended.Reason = "Error"
