@@ -53,6 +53,9 @@ type Harness struct {
 	Binary bool
 	// MaxBody is the longest body that a message can have. Zero: no limit that matters.
 	MaxBody int
+	// ReceiptsChange says that Extend changes what proves a lease, so that an extension whose answer gets lost loses the
+	// lease.
+	ReceiptsChange bool
 	// NotApplicable gives, by name of a check, the reason why it makes no sense for this kind of source.
 	NotApplicable map[string]string
 }

@@ -296,7 +296,7 @@ func TestSuiteBites(t *testing.T) {
 		"does not extend": {
 			broken{extend: func(_ context.Context, _ lease.Source, l []*lease.Lease) []error {
 				for _, l := range l {
-					l.Granted(time.Now(), 300*time.Millisecond)
+					l.Granted(time.Now(), 600*time.Millisecond)
 				}
 				return nil
 			}},
@@ -431,7 +431,7 @@ func TestSuiteBites(t *testing.T) {
 			}
 			for _, name := range test.caught {
 				// Enough for a check that finds the fault; one that hangs over it has found it too.
-				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 				got := complaints(ctx, checks[name], h)
 				cancel()
 				if len(got) == 0 {

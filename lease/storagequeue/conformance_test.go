@@ -31,9 +31,11 @@ func TestConformance(t *testing.T) {
 		var n atomic.Int64
 		name := func() string { return fmt.Sprintf("queue-%d", n.Add(1)) }
 		leasetest.Run(t, leasetest.Harness{
-			Lease:    time.Second,
-			MaxBody:  64 * 1024,
-			NewQueue: func(t leasetest.T) leasetest.Queue { return newQueue(t, shared, name()) },
+			Lease:   time.Second,
+			MaxBody: 64 * 1024,
+			// Every update makes a new pop receipt.
+			ReceiptsChange: true,
+			NewQueue:       func(t leasetest.T) leasetest.Queue { return newQueue(t, shared, name()) },
 			NewRestartable: func(t leasetest.T) leasetest.Queue {
 				own := servers.RunAzurite(t, servers.AzuriteOptions{})
 				q := newQueue(t, own, name())
