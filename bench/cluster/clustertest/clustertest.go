@@ -1,4 +1,16 @@
-// Package clustertest gives the tests of a package one cluster, and each test a namespace of its own.
+// Package clustertest gives Go tests a real cluster: one for all tests of a package, and a namespace for each.
+//
+//	func TestMain(m *testing.M) {
+//		os.Exit(clustertest.Main(m, localcluster.Config{ProcessNodes: 1}))
+//	}
+//
+//	func TestSomething(t *testing.T) {
+//		client := clustertest.Client(t)
+//		namespace := clustertest.Namespace(t)
+//		…
+//	}
+//
+// The cluster starts with the first test that asks for it: running one unit test of a package costs no cluster.
 package clustertest
 
 import (
@@ -6,7 +18,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -19,75 +31,118 @@ import (
 	"github.com/lighterman-dev/lighterman/bench/cluster/localcluster"
 )
 
-// shared is the cluster of the package under test. Main writes it before any test runs.
-var shared *localcluster.Cluster
+// startTimeout leaves time for the first build of Kubernetes on a small machine.
+const startTimeout = 40 * time.Minute
 
-// Main starts the package's cluster, runs its tests, and stops the cluster. TestMain calls it and exits with what it returns.
+// shared is the package's cluster. Main writes start before any test runs.
+var shared struct {
+	start   func() (*localcluster.Cluster, error)
+	mu      sync.Mutex
+	cluster *localcluster.Cluster // guarded by mu
+}
+
+// Main runs a package's tests and then stops the cluster, if one was started. It returns the exit code. SIGINT and SIGTERM
+// stop the cluster too.
 func Main(m *testing.M, config localcluster.Config) int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	cluster, err := localcluster.Start(ctx, config)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "starting the cluster:", err)
-		return 1
+	if config.Progress == nil {
+		config.Progress = os.Stderr
 	}
-	shared = cluster
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	shared.start = sync.OnceValues(func() (*localcluster.Cluster, error) {
+		ctx, cancel := context.WithTimeout(ctx, startTimeout)
+		defer cancel()
+		c, err := localcluster.Start(ctx, config)
+		shared.mu.Lock()
+		defer shared.mu.Unlock()
+		shared.cluster = c
+		return c, err
+	})
+	// The tests themselves know nothing of the signal, so they are not waited for.
+	unwatch := context.AfterFunc(ctx, func() {
+		if err := stopShared(); err != nil {
+			fmt.Fprintln(os.Stderr, "stopping the cluster:", err)
+		}
+		os.Exit(1)
+	})
 	code := m.Run()
-	if err := cluster.Stop(context.WithoutCancel(ctx)); err != nil {
+	if !unwatch() {
+		select {} // a signal came: the function above ends the process
+	}
+	if err := stopShared(); err != nil {
 		fmt.Fprintln(os.Stderr, "stopping the cluster:", err)
 		return 1
 	}
 	return code
 }
 
-// Get returns the package's cluster.
-func Get(t testing.TB) *localcluster.Cluster {
-	t.Helper()
-	if shared == nil {
-		t.Fatal("no cluster: TestMain must call clustertest.Main")
+func stopShared() error {
+	shared.mu.Lock()
+	c := shared.cluster
+	shared.mu.Unlock()
+	if c == nil {
+		return nil
 	}
-	return shared
+	return c.Stop(context.Background())
 }
 
-// Namespace makes a namespace for the test, in which pods can be created, and has it deleted when the test ends.
-func Namespace(t testing.TB) string {
+// Get returns the package's cluster, and starts it for the first test that asks.
+func Get(t testing.TB) *localcluster.Cluster {
+	t.Helper()
+	if shared.start == nil {
+		t.Fatal("this package has no cluster: call clustertest.Main in TestMain")
+	}
+	c, err := shared.start()
+	if err != nil {
+		t.Fatalf("starting the cluster: %v", err)
+	}
+	return c
+}
+
+// Client returns an administrator's client of the package's cluster, without a rate limit.
+func Client(t testing.TB) kubernetes.Interface {
 	t.Helper()
 	client, err := kubernetes.NewForConfig(Get(t).RESTConfig())
 	if err != nil {
 		t.Fatal(err)
 	}
-	namespace, err := client.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{
-		ObjectMeta: metav1.ObjectMeta{GenerateName: prefix(t.Name())},
-	}, metav1.CreateOptions{})
+	return client
+}
+
+// Namespace makes a namespace in which pods can be created at once. It is deleted after the test, which does not wait for that.
+func Namespace(t testing.TB) string {
+	t.Helper()
+	client := Client(t)
+	template := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "test-"}}
+	namespace, err := client.CoreV1().Namespaces().Create(t.Context(), template, metav1.CreateOptions{})
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("creating a namespace: %v", err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 10*time.Second)
+		// The test's own context has ended by now.
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		if err := client.CoreV1().Namespaces().Delete(ctx, namespace.Name, metav1.DeleteOptions{}); err != nil {
-			t.Errorf("deleting the namespace: %v", err)
+			t.Errorf("deleting namespace %s: %v", namespace.Name, err)
 		}
 	})
-	err = wait.PollUntilContextTimeout(t.Context(), 20*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+	Eventually(t, "namespace "+namespace.Name, func(ctx context.Context) (bool, error) {
 		return localcluster.NamespaceReady(ctx, client, namespace.Name)
 	})
-	if err != nil {
-		t.Fatalf("waiting for namespace %s: %v", namespace.Name, err)
-	}
 	return namespace.Name
 }
 
-// prefix makes the beginning of a namespace's name of a test's, so that a person knows whose it is.
-func prefix(test string) string {
-	name := strings.Map(func(r rune) rune {
-		switch {
-		case r >= 'a' && r <= 'z', r >= '0' && r <= '9':
-			return r
-		case r >= 'A' && r <= 'Z':
-			return r - 'A' + 'a'
-		}
-		return '-'
-	}, test)
-	return strings.Trim(name[:min(len(name), 40)], "-") + "-"
+// Eventually asks until the answer is yes, for as long as half a minute. The last error is told when the test fails for it.
+func Eventually(t testing.TB, what string, ask func(context.Context) (bool, error)) {
+	t.Helper()
+	var reason error
+	err := wait.PollUntilContextTimeout(t.Context(), 20*time.Millisecond, 30*time.Second, true,
+		func(ctx context.Context) (bool, error) {
+			var ok bool
+			ok, reason = ask(ctx)
+			return ok, nil
+		})
+	if err != nil {
+		t.Fatalf("waiting for %s: %v; last: %v", what, err, reason)
+	}
 }

@@ -217,11 +217,18 @@ func (c *Cluster) waitUntilUsable(ctx context.Context) error {
 // NamespaceReady says whether pods can be created and started in a namespace: the controllers have made its service account and
 // the certificate that each pod mounts.
 func NamespaceReady(ctx context.Context, client kubernetes.Interface, namespace string) (bool, error) {
-	if _, err := client.CoreV1().ServiceAccounts(namespace).Get(ctx, "default", metav1.GetOptions{}); err != nil {
-		return false, err
+	_, err := client.CoreV1().ServiceAccounts(namespace).Get(ctx, "default", metav1.GetOptions{})
+	if err == nil {
+		_, err = client.CoreV1().ConfigMaps(namespace).Get(ctx, "kube-root-ca.crt", metav1.GetOptions{})
 	}
-	_, err := client.CoreV1().ConfigMaps(namespace).Get(ctx, "kube-root-ca.crt", metav1.GetOptions{})
-	return err == nil, err
+	return err == nil, ignoreNotFound(err)
+}
+
+func ignoreNotFound(err error) error {
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
 }
 
 // poll waits for something; an error of the question is not the end of it, but is told if there is none.

@@ -94,11 +94,10 @@ func (n *Node) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("node %s: serving logs: %w", n.Name, err)
 	}
-	defer func() { _ = logs.server.Close() }()
-
 	// However the watch ends, the workers get the same end: the parent of all of them.
 	ctx, cancel := context.WithCancel(ctx)
 	defer n.wg.Wait()
+	defer func() { _ = logs.server.Close() }()
 	defer cancel()
 
 	watch := cache.NewListWatchFromClient(n.Client.CoreV1().RESTClient(), "pods", metav1.NamespaceAll,

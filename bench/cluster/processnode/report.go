@@ -85,7 +85,7 @@ func stamp(known map[corev1.PodConditionType]corev1.PodCondition, conditions []c
 
 // write patches, so that it cannot conflict with other writers; the UID keeps it off another pod of the same name.
 func (r *reporter) write(ctx context.Context, status corev1.PodStatus) error {
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": r.pod.UID}, "status": status})
+	patch, err := patchOf(r.pod.UID, status)
 	if err != nil {
 		return err
 	}
@@ -94,6 +94,32 @@ func (r *reporter) write(ctx context.Context, status corev1.PodStatus) error {
 	_, err = r.node.Client.CoreV1().Pods(r.pod.Namespace).
 		Patch(ctx, r.pod.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
 	return err
+}
+
+// patchOf makes the patch. Conditions are merged by the API server field by field, so an empty field must say so.
+func patchOf(uid types.UID, status corev1.PodStatus) ([]byte, error) {
+	conditions := make([]map[string]any, 0, len(status.Conditions))
+	for _, c := range status.Conditions {
+		fields := map[string]any{
+			"type": c.Type, "status": c.Status, "lastTransitionTime": c.LastTransitionTime,
+			"observedGeneration": c.ObservedGeneration, "reason": nil, "message": nil,
+		}
+		if c.Reason != "" {
+			fields["reason"] = c.Reason
+		}
+		conditions = append(conditions, fields)
+	}
+	status.Conditions = nil
+	text, err := json.Marshal(status)
+	if err != nil {
+		return nil, err
+	}
+	var fields map[string]any
+	if err := json.Unmarshal(text, &fields); err != nil {
+		return nil, err
+	}
+	fields["conditions"] = conditions
+	return json.Marshal(map[string]any{"metadata": map[string]any{"uid": uid}, "status": fields})
 }
 
 func isNotFound(err error) bool { return apierrors.IsNotFound(err) }
