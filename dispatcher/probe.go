@@ -23,27 +23,38 @@ func (l *lane) block(err error) {
 	}
 }
 
+// steadyAfter is how long Jobs must be accepted for a refusal to be over.
+const steadyAfter = time.Minute
+
 // probe asks the API server, while the lane is blocked, whether it would take a Job by now, until ctx ends.
 func (l *lane) probe(ctx context.Context) {
-	// The delay is only forgotten when there was no refusal for a while: a dry run can pass where the real request fails.
 	retry := backoff{base: time.Second, limit: 30 * time.Second}
-	var resumed time.Time
+	steady := time.NewTimer(time.Hour)
+	steady.Stop()
+	defer steady.Stop()
 	for {
 		select {
 		case <-l.wakeProbe:
+		case <-steady.C:
+			// Only now is it told, and the delay forgotten: a dry run can pass where the real request fails, and with a quota
+			// that is used up each Job that goes makes room for one.
+			retry.reset()
+			l.report.resolved(l.settings.Load().object, aboutRejected)
+			continue
 		case <-ctx.Done():
 			return
 		}
-		if time.Since(resumed) > time.Minute {
-			retry.reset()
+		if !l.isBlocked() {
+			continue
 		}
+		steady.Stop()
 		for l.isBlocked() {
 			if !sleep(ctx, retry.next()) {
 				return
 			}
 			l.tryUnblock(ctx)
 		}
-		resumed = time.Now()
+		steady.Reset(steadyAfter)
 	}
 }
 
@@ -60,7 +71,6 @@ func (l *lane) tryUnblock(ctx context.Context) {
 	l.mu.Lock()
 	l.blocked = nil
 	l.mu.Unlock()
-	l.report.resolved(s.object, aboutRejected)
 	l.setState()
 	l.wakeAll()
 }
