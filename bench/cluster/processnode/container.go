@@ -152,7 +152,7 @@ func (r *containerRun) start(ctx context.Context) (*process, error) {
 	}
 	defer func() { _ = log.Close() }()
 	return r.node.launch(launchSpec{
-		args: args, env: env.list(), dir: c.WorkingDir, hostname: r.hostname(), mounts: mounts,
+		args: args, env: env.list(r.pod.Name), dir: c.WorkingDir, hostname: r.hostname(), mounts: mounts,
 		scratch: filepath.Join(dir, "root"), log: log, user: runAs(r.pod, c),
 	})
 }

@@ -45,14 +45,17 @@ func (n *Node) environment(ctx context.Context, pod *corev1.Pod, c *corev1.Conta
 			env[variable.Name] = value
 		}
 	}
-	for _, defaults := range []environment{services, {"PATH": defaultPath, "HOME": "/", "HOSTNAME": pod.Name}} {
-		for name, value := range defaults {
-			if _, ok := env[name]; !ok {
-				env[name] = value
-			}
+	env.setDefaults(services)
+	return env, nil
+}
+
+// setDefaults adds the variables that are not there yet.
+func (e environment) setDefaults(defaults environment) {
+	for name, value := range defaults {
+		if _, ok := e[name]; !ok {
+			e[name] = value
 		}
 	}
-	return env, nil
 }
 
 func (n *Node) addAll(ctx context.Context, env environment, namespace string, from *corev1.EnvFromSource) error {
@@ -150,7 +153,7 @@ func inUnitsOf(quantity, divisor resource.Quantity) string {
 	return fmt.Sprint((quantity.Value() + divisor.Value() - 1) / divisor.Value())
 }
 
-// expandAll expands a command line, which sees all variables.
+// expandAll expands a command line, which sees all variables but those that the runtime adds.
 func (e environment) expandAll(args []string) []string {
 	lookUp := expansion.MappingFuncFor(e)
 	for i := range args {
@@ -159,7 +162,9 @@ func (e environment) expandAll(args []string) []string {
 	return args
 }
 
-func (e environment) list() []string {
+// list is what the process is started with: what container runtimes add included.
+func (e environment) list(hostname string) []string {
+	e.setDefaults(environment{"PATH": defaultPath, "HOME": "/", "HOSTNAME": hostname})
 	list := make([]string, 0, len(e))
 	for _, name := range slices.Sorted(maps.Keys(e)) {
 		list = append(list, name+"="+e[name])
