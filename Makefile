@@ -30,7 +30,8 @@ build: ## Build bin/lighterman.
 .PHONY: demo
 demo: $(if $(filter azure-storage-queue,$(SOURCE)),$(AZURITE_INSTALLED))
 demo: ## 100 messages, 100 Jobs, an empty queue. CLUSTER=current takes your kubeconfig's cluster, SOURCE=azure-storage-queue Azurite.
-	cd bench && go run ./demo -cluster $(CLUSTER) -source $(SOURCE) $(ARGS)
+	@echo "building the demo (once; later runs start at once)"
+	@cd bench && go build -o ../bin/demo ./demo && exec ../bin/demo -cluster $(CLUSTER) -source $(SOURCE) $(ARGS)
 
 .PHONY: test
 test: deps ## Run all tests: units with the race detector, conformance of the sources, integration on a real cluster.
