@@ -308,14 +308,20 @@ func (s *stream) len() int64 {
 	return must[int64](s.w)(s.redis.XLen(s.w.Context(), s.name).Result())
 }
 
-// leased is how many messages are handed out.
+// leased is how many messages a dispatcher holds. Those that were given back are pending too, for a consumer that does not exist.
 func (s *stream) leased() int64 {
 	s.w.Helper()
-	groups, err := s.redis.XInfoGroups(s.w.Context(), s.name).Result()
-	if err != nil || len(groups) == 0 {
-		return 0
+	pending, err := s.redis.XPending(s.w.Context(), s.name, "lighterman").Result()
+	if err != nil {
+		return 0 // there is no group yet
 	}
-	return groups[0].Pending
+	leased := pending.Count
+	for consumer, n := range pending.Consumers {
+		if consumer == "lighterman-returned" {
+			leased -= n
+		}
+	}
+	return leased
 }
 
 func (s *stream) waitUntilEmpty() {
