@@ -137,7 +137,7 @@ func (d *demo) inNamespace(ctx context.Context) (err error) {
 	}
 	d.out.line("applied the template: bench/demo/%s.yaml, in namespace %s", d.source, d.namespace())
 
-	l, err := startLighterman(d.binary, d.dir, d.place.kubeconfig, d.namespace())
+	l, err := startLighterman(ctx, d.binary, d.dir, d.place.kubeconfig, d.namespace())
 	if err != nil {
 		return err
 	}

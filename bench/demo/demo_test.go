@@ -146,7 +146,7 @@ func children(t *testing.T) map[int]string {
 				t.Errorf("%s: %v", list, err)
 				continue
 			}
-			line, _ := os.ReadFile(filepath.Join("/proc", field, "cmdline"))
+			line, _ := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
 			found[pid] = strings.ReplaceAll(string(line), "\x00", " ")
 		}
 	}

@@ -28,8 +28,8 @@ type lighterman struct {
 	err     error         // why; written before done is closed
 }
 
-func startLighterman(program, dir, kubeconfig, namespace string) (*lighterman, error) {
-	port, err := freePort()
+func startLighterman(ctx context.Context, program, dir, kubeconfig, namespace string) (*lighterman, error) {
+	port, err := freePort(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -39,7 +39,8 @@ func startLighterman(program, dir, kubeconfig, namespace string) (*lighterman, e
 		args = append(args, "--kubeconfig="+kubeconfig)
 	}
 	l := &lighterman{
-		cmd: exec.Command(program, args...), log: filepath.Join(dir, "lighterman.log"),
+		cmd:     exec.Command(program, args...), //nolint:gosec,noctx // what we have just built; stop ends it
+		log:     filepath.Join(dir, "lighterman.log"),
 		metrics: "http://" + address + "/metrics", done: make(chan struct{}),
 	}
 	log, err := os.OpenFile(l.log, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
@@ -115,7 +116,7 @@ func templateState(metrics string) string {
 
 func tail(path string) string {
 	const lines = 12
-	text, err := os.ReadFile(path)
+	text, err := os.ReadFile(path) //nolint:gosec // our own log
 	if err != nil {
 		return err.Error()
 	}
@@ -124,8 +125,9 @@ func tail(path string) string {
 }
 
 // freePort is one that nobody listens on right now. Should somebody take it before lighterman does, lighterman says so.
-func freePort() (int, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+func freePort(ctx context.Context) (int, error) {
+	var config net.ListenConfig
+	listener, err := config.Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return 0, fmt.Errorf("looking for a free port: %w", err)
 	}

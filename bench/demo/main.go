@@ -55,7 +55,7 @@ func command(ctx context.Context, args []string, out io.Writer) (status int) {
 	case errors.Is(err, flag.ErrHelp):
 		return 0
 	case err != nil:
-		fmt.Fprintf(out, "demo: %v\n'-help' explains.\n", err)
+		_, _ = fmt.Fprintf(out, "demo: %v\n'-help' explains.\n", err)
 		return 2
 	}
 	err = run(ctx, o, newScreen(out))
@@ -64,13 +64,13 @@ func command(ctx context.Context, args []string, out io.Writer) (status int) {
 		return 0
 	case ctx.Err() != nil:
 		// What went wrong after that is of interest only if something was left behind.
-		fmt.Fprintln(out, "demo: interrupted")
+		_, _ = fmt.Fprintln(out, "demo: interrupted")
 		if left, ok := errors.AsType[*leftError](err); ok {
-			fmt.Fprintln(out, "demo:", left)
+			_, _ = fmt.Fprintln(out, "demo:", left)
 		}
 		return 130
 	}
-	fmt.Fprintln(out, "demo:", err)
+	_, _ = fmt.Fprintln(out, "demo:", err)
 	return 1
 }
 
@@ -91,7 +91,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	flags.DurationVar(&o.timeout, "timeout", 10*time.Minute, "")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
-			fmt.Fprint(out, usage)
+			_, _ = fmt.Fprint(out, usage)
 		}
 		return o, err
 	}

@@ -20,9 +20,9 @@ type screen struct {
 
 func newScreen(out io.Writer) *screen {
 	s := &screen{Writer: out}
-	if file, ok := out.(*os.File); ok && term.IsTerminal(int(file.Fd())) { //nolint:gosec // a file descriptor is small
+	if file, ok := out.(*os.File); ok && term.IsTerminal(int(file.Fd())) {
 		s.terminal = true
-		if s.width, _, _ = term.GetSize(int(file.Fd())); s.width == 0 { //nolint:gosec // as above
+		if s.width, _, _ = term.GetSize(int(file.Fd())); s.width == 0 {
 			s.width = 80
 		}
 	}
@@ -32,12 +32,12 @@ func newScreen(out io.Writer) *screen {
 // line says something that stays.
 func (s *screen) line(format string, args ...any) {
 	s.clear()
-	fmt.Fprintf(s.Writer, format+"\n", args...)
+	_, _ = fmt.Fprintf(s.Writer, format+"\n", args...)
 }
 
 func (s *screen) clear() {
 	if s.drawn {
-		fmt.Fprint(s.Writer, "\r\033[K")
+		_, _ = fmt.Fprint(s.Writer, "\r\033[K")
 		s.drawn = false
 	}
 }
@@ -65,7 +65,7 @@ func (s *screen) progress(c counts, elapsed time.Duration, final bool) {
 	if runes := []rune(text); len(runes) >= s.width {
 		text = string(runes[:s.width-1]) // a line that wraps cannot be redrawn
 	}
-	fmt.Fprintf(s.Writer, "\r\033[K%s", text)
+	_, _ = fmt.Fprintf(s.Writer, "\r\033[K%s", text)
 	s.drawn = true
 }
 

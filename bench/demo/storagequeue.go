@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -22,7 +23,11 @@ type storageQueue struct {
 }
 
 func startStorageQueue(ctx context.Context, dir string) (_ queue, err error) {
-	server, err := servers.StartAzurite(ctx, servers.AzuriteOptions{Dir: filepath.Join(dir, "azurite"), InMemory: true})
+	dir = filepath.Join(dir, "azurite")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	server, err := servers.StartAzurite(ctx, servers.AzuriteOptions{Dir: dir, InMemory: true})
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +91,7 @@ func (q *storageQueue) count(ctx context.Context, name string) (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("asking the queue %s what is left: %w", name, err)
 	}
-	return int64(*properties.ApproximateMessagesCount), nil
+	return *properties.ApproximateMessagesCount, nil
 }
 
 func (q *storageQueue) close() error {

@@ -21,7 +21,7 @@ func Program(ctx context.Context, progress io.Writer, module, pkg, dir string) (
 	}
 	name := filepath.Base(pkg)
 	kept := filepath.Join(cache, "programs")
-	if err := os.MkdirAll(kept, 0o755); err != nil {
+	if err := os.MkdirAll(kept, 0o750); err != nil {
 		return "", err
 	}
 	unlock, err := lock(ctx, progress, filepath.Join(kept, name+".lock"), name)
@@ -40,12 +40,12 @@ func Program(ctx context.Context, progress io.Writer, module, pkg, dir string) (
 }
 
 func copyProgram(to, from string) (err error) {
-	source, err := os.Open(from)
+	source, err := os.Open(from) //nolint:gosec // what was just built
 	if err != nil {
 		return err
 	}
 	defer func() { _ = source.Close() }()
-	target, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o755)
+	target, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o700) //nolint:gosec // a program must be executable
 	if err != nil {
 		return err
 	}
@@ -55,7 +55,7 @@ func copyProgram(to, from string) (err error) {
 
 // ModuleDir finds the sources of a module that the bench module uses, or of itself.
 func ModuleDir(ctx context.Context, module string) (string, error) {
-	cmd := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", module)
+	cmd := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", module) //nolint:gosec // the callers name modules of this repository
 	cmd.Env = goEnv()
 	out, err := cmd.Output()
 	if dir := strings.TrimSpace(string(out)); err == nil && dir != "" {
