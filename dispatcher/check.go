@@ -83,7 +83,7 @@ func connectionString(ctx context.Context, secrets corev1client.SecretsGetter, n
 }
 
 // openSource makes the source of a set of annotations, and checks that it is there and lets us in.
-func (d *Dispatcher) openSource(ctx context.Context, c *candidate, spec *annotation.Spec, connection string) (lease.Source, error) {
+func (d *Dispatcher) openSource(ctx context.Context, spec *annotation.Spec, connection string) (lease.Source, error) {
 	source, err := d.cfg.OpenSource(spec, connection)
 	if err != nil {
 		return nil, err

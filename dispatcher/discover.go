@@ -182,7 +182,7 @@ func (d *discovery) open(ctx context.Context, t *template, c *candidate, spec *a
 		}
 		return nil
 	}
-	source, err := d.openSource(ctx, c, spec, connection)
+	source, err := d.openSource(ctx, spec, connection)
 	if err != nil {
 		return &sourceError{text: sourceProblem(spec, err).text, err: err}
 	}

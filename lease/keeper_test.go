@@ -216,8 +216,8 @@ func TestReleaseWaitsForTheExtension(t *testing.T) {
 		go func() { released <- k.Release(t.Context(), l) }()
 		synctest.Wait()
 		select {
-		case <-released:
-			t.Fatal("released while an extension was under way")
+		case err := <-released:
+			t.Fatalf("released (%v) while an extension was under way", err)
 		default:
 		}
 		close(x.hang)
