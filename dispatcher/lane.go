@@ -117,7 +117,20 @@ func newSettings(c *candidate, spec *annotation.Spec, old *settings) *settings {
 
 // update changes the settings. The next message is treated by them.
 func (l *lane) update(s *settings) {
-	l.settings.Store(s)
+	old := l.settings.Swap(s)
+	if old.pace != s.pace {
+		old.pace.drop()
+	}
+	l.mu.Lock()
+	if s.spec.Paused {
+		l.giveBackQueued()
+	}
+	for _, t := range l.tasks {
+		if t.state == running && t.pending {
+			l.awaitStart(t) // start-timeout may be new
+		}
+	}
+	l.mu.Unlock()
 	l.setState()
 	l.wakeAll()
 }
@@ -213,7 +226,7 @@ func (l *lane) room() int {
 	s := l.settings.Load()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.retired || l.stopping || s.spec.Paused || l.blocked != nil || l.outage {
+	if l.holdsBack() || l.outage {
 		return 0
 	}
 	n := s.spec.MaxInFlight - l.inFlight
@@ -227,6 +240,17 @@ func (l *lane) room() int {
 	return max(n, 0)
 }
 
+// holdsBack reports whether nothing may be launched, so that messages belong in the source. The caller holds the mutex.
+func (l *lane) holdsBack() bool {
+	return l.retired || l.stopping || l.blocked != nil || l.settings.Load().spec.Paused
+}
+
+// leaveQueue counts a task as no longer waiting to be launched, which makes room for another. The caller holds the mutex.
+func (l *lane) leaveQueue() {
+	l.waiting--
+	wake(l.wakeReceive)
+}
+
 // remove ends a task. The caller holds the mutex.
 func (l *lane) remove(t *task) {
 	if l.tasks[t.messageID] == t {
@@ -234,7 +258,7 @@ func (l *lane) remove(t *task) {
 	}
 	l.setPending(t, false)
 	if t.state == queued {
-		l.waiting--
+		l.leaveQueue()
 	}
 	l.dropSlot(t)
 }
@@ -262,7 +286,7 @@ func (l *lane) dropSlot(t *task) {
 	wake(l.wakeReceive)
 }
 
-// setPending counts a task among those whose Job has no ready pod. The caller holds the mutex.
+// setPending counts a task among those whose Job has no ready pod, or is being created. The caller holds the mutex.
 func (l *lane) setPending(t *task, pending bool) {
 	if t.pending == pending {
 		return

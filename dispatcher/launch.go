@@ -50,13 +50,17 @@ func (l *lane) nextQueued(ctx context.Context) (o order, ok bool) {
 	for {
 		if l.anyQueued() {
 			// The message stays in the queue meanwhile, so that it can be given back.
-			l.settings.Load().pace.wait(ctx)
+			pace := l.settings.Load().pace
+			pace.wait(ctx)
+			if l.settings.Load().pace != pace {
+				continue
+			}
 		}
 		if ctx.Err() != nil {
 			return order{}, false
 		}
 		l.mu.Lock()
-		for len(l.queue) > 0 && l.blocked == nil {
+		for len(l.queue) > 0 && !l.holdsBack() {
 			t := l.queue[0]
 			l.queue[0] = nil
 			l.queue = l.queue[1:]
@@ -64,7 +68,8 @@ func (l *lane) nextQueued(ctx context.Context) (o order, ok bool) {
 				continue
 			}
 			t.state = launching
-			l.waiting--
+			l.leaveQueue()
+			l.setPending(t, true)
 			o := order{t, t.attempt, t.lease}
 			l.mu.Unlock()
 			return o, true
@@ -131,11 +136,17 @@ func (l *lane) launchTask(ctx context.Context, o order) {
 		l.metrics.Error(metrics.StageLaunch, jobs.Class(err))
 		l.log.Debug("creating a Job failed, and is tried again", "message_id", t.messageID, "err", err)
 		l.enterOutage(err, retry.failures == 0)
-		if !sleep(ctx, retry.next()) {
+		if !sleep(ctx, retry.next()) || l.isHoldingBack() {
 			l.settleTask(t, settlement{outcome: returned})
 			return
 		}
 	}
+}
+
+func (l *lane) isHoldingBack() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.holdsBack()
 }
 
 // errLeaseEnded means that nothing may be launched with the lease any more.
@@ -241,7 +252,7 @@ func newPace(perSecond float64) pace {
 	if perSecond <= 0 {
 		return pace{}
 	}
-	clock := &interruptible{}
+	clock := &interruptible{dropped: make(chan struct{})}
 	per := time.Duration(float64(time.Second) / perSecond)
 	// One per interval, so that a rate below one a second can be had too; what a slow moment missed may be made up for
 	// by a tenth of a second's worth.
@@ -257,9 +268,17 @@ func (p pace) wait(ctx context.Context) {
 	p.limiter.Take()
 }
 
+// drop ends the wait for a permission that does not count any more, since there is another pace now.
+func (p pace) drop() {
+	if p.clock != nil {
+		close(p.clock.dropped)
+	}
+}
+
 // interruptible is a clock for the limiter whose sleep ends early when we are told to stop.
 type interruptible struct {
-	done <-chan struct{} // written by wait before the limiter sleeps
+	done    <-chan struct{} // written by wait before the limiter sleeps
+	dropped chan struct{}   // closed when another pace has taken over
 }
 
 func (*interruptible) Now() time.Time { return time.Now() }
@@ -270,5 +289,6 @@ func (c *interruptible) Sleep(d time.Duration) {
 	select {
 	case <-timer.C:
 	case <-c.done:
+	case <-c.dropped:
 	}
 }

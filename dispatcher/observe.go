@@ -27,7 +27,7 @@ func (l *lane) JobChanged(id jobs.Identity, job *batchv1.Job) {
 	}
 	if t.state == queued {
 		// Somebody launched the attempt meanwhile, or even a later one: a former leader whose request was under way.
-		l.waiting--
+		l.leaveQueue()
 	}
 	t.attempt = id.Attempt
 	if t.state != running {

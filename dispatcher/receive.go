@@ -11,15 +11,18 @@ import (
 	"github.com/lighterman-dev/lighterman/metrics"
 )
 
-// firstBatch is how many messages are asked for after a quiet time. A batch that comes full doubles the next, so that lanes
-// with little to do reserve few slots, and busy ones soon receive in large batches.
-const firstBatch = 16
+// A lane that found nothing asks for one message, so that it reserves a single slot while it looks: idle lanes of a high priority would
+// keep the slots from busy ones otherwise. Once there is one it asks for firstBatch, and a batch that comes full doubles the next.
+const (
+	idleBatch  = 1
+	firstBatch = 16
+)
 
 // receive leases messages while there is room for them, until ctx ends.
 func (l *lane) receive(ctx context.Context) {
 	idle := backoff{base: min(100*time.Millisecond, l.tuning.PollInterval), limit: l.tuning.PollInterval}
 	failed := backoff{base: 100 * time.Millisecond, limit: 15 * time.Second}
-	batch := firstBatch
+	batch := idleBatch
 	for ctx.Err() == nil {
 		room := l.room()
 		if room == 0 {
@@ -58,13 +61,13 @@ func (l *lane) receive(ctx context.Context) {
 		}
 		switch {
 		case len(leases) == limit:
-			batch *= 2
+			batch = max(firstBatch, 2*batch)
 			idle.reset()
 		case len(leases) > 0:
 			batch = max(firstBatch, 2*len(leases))
 			idle.reset()
 		default:
-			batch = firstBatch
+			batch = idleBatch
 			if !l.traits.Waits {
 				sleep(ctx, idle.next())
 			}
@@ -95,6 +98,9 @@ func (l *lane) admit(leases []*lease.Lease) (used int) {
 		if l.admitOne(held, now) {
 			used++
 		}
+	}
+	if l.holdsBack() {
+		l.giveBackQueued() // that came while the messages were on their way
 	}
 	l.metrics.InFlight.Set(float64(l.inFlight))
 	return used
@@ -200,6 +206,7 @@ func (l *lane) lastJob(messageID string) *batchv1.Job {
 
 // enqueue lets a task wait to be launched. The caller holds the mutex.
 func (l *lane) enqueue(t *task) {
+	l.setPending(t, false)
 	t.state = queued
 	t.failed = false
 	l.waiting++

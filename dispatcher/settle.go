@@ -32,7 +32,7 @@ func (l *lane) settleTask(t *task, s settlement) {
 // again: the Job tells then what became of it, or, where the Job is gone, the task does. The caller holds the mutex.
 func (l *lane) decided(t *task, s settlement) {
 	if t.state == queued {
-		l.waiting--
+		l.leaveQueue()
 	}
 	l.setPending(t, false)
 	t.settlement = s

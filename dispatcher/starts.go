@@ -3,6 +3,7 @@ package dispatcher
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/lighterman-dev/lighterman/jobs"
@@ -39,7 +40,9 @@ func (l *lane) watchStarts(ctx context.Context) {
 	for {
 		due, next := l.nextStart(time.Now())
 		if due != nil {
-			l.endUnstarted(ctx, due)
+			if !l.endUnstarted(ctx, due) {
+				sleep(ctx, spread(5*time.Second))
+			}
 			continue
 		}
 		timer.Reset(next)
@@ -83,8 +86,8 @@ func (l *lane) nextStart(now time.Time) (due *start, next time.Duration) {
 	return nil, time.Hour
 }
 
-// endUnstarted fails a Job that did not start in time, and says why it did not.
-func (l *lane) endUnstarted(ctx context.Context, s *start) {
+// endUnstarted fails a Job that did not start in time, and says why it did not. It returns false when that must be tried again.
+func (l *lane) endUnstarted(ctx context.Context, s *start) bool {
 	ctx, cancel := context.WithTimeout(ctx, l.tuning.LaunchTimeout)
 	defer cancel()
 	current := l.settings.Load()
@@ -98,10 +101,9 @@ func (l *lane) endUnstarted(ctx context.Context, s *start) {
 		l.metrics.Error(metrics.StageTrack, jobs.Class(err))
 		l.log.Warn("ending a Job that did not start failed, and is tried again", "job", name, "err", err)
 		l.mu.Lock()
-		s.since = time.Now()
-		l.starts = append(l.starts, *s)
+		l.starts = slices.Insert(l.starts, 0, *s)
 		l.mu.Unlock()
-		return
+		return false
 	}
 	l.report.problem(current.object, problem{
 		about:  aboutStart,
@@ -109,4 +111,5 @@ func (l *lane) endUnstarted(ctx context.Context, s *start) {
 		reason: reasonStartTimeout,
 		text:   fmt.Sprintf("Job %s had no ready pod within %v and counts as failed: %s", name, current.spec.StartTimeout, why),
 	})
+	return true
 }

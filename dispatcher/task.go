@@ -29,7 +29,7 @@ type task struct {
 	lease *lease.Lease
 	// slot says that the task takes up one of the slots.
 	slot bool
-	// pending says that the Job has no ready pod yet.
+	// pending says that the Job has no ready pod yet, or is being created.
 	pending bool
 	// suspended says that the Job waits to be admitted.
 	suspended bool
