@@ -1,0 +1,524 @@
+package dispatcher
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+)
+
+// apiServer is an API server in memory, behind the real client. It keeps whatever it is given, as JSON, and knows no kinds; it has no
+// controllers. client-go's fake clientset will not do: it holds a mutex through each request, which in a synctest bubble stops the
+// clock as soon as one of them waits, it passes no contexts on, and its watches ignore selectors.
+type apiServer struct {
+	mu       sync.Mutex
+	version  int64
+	objects  map[objectKey]object
+	changes  []change
+	changed  chan struct{} // closed and replaced with each change
+	faults   []*apiFault
+	requests map[string]int // by verb and resource
+}
+
+type objectKey struct{ resource, namespace, name string }
+
+// object is not changed once it is stored: a write replaces it.
+type object = map[string]any
+
+type change struct {
+	version  int64
+	key      objectKey
+	old, new object // nil where it did not exist, or does not any more
+}
+
+// apiRequest is what a request asks for.
+type apiRequest struct {
+	// verb is get, list, watch, create, dry-run, update, patch or delete.
+	verb, resource, namespace, name, sub string
+	query                                url.Values
+	body                                 object
+}
+
+// apiFault makes requests fail.
+type apiFault struct {
+	verbs, resource string // verbs: any of them, by spaces
+	namespace, name string // empty: any
+	// delay holds the request up; it ends early with the request's context.
+	delay time.Duration
+	// answer is the request's error; nil lets it pass.
+	answer func(*apiRequest) error
+	// afterEffect lets the request take place, and loses the answer.
+	afterEffect bool
+	// times is how often it hits. Zero: until it is removed.
+	times int
+}
+
+func newAPIServer() *apiServer {
+	return &apiServer{objects: map[objectKey]object{}, changed: make(chan struct{}), requests: map[string]int{}}
+}
+
+// connection is one process's way to the API server.
+type connection struct {
+	server *apiServer
+	cut    atomic.Bool
+}
+
+var errCut = errors.New("connection cut")
+
+func (c *connection) client(t *testing.T) kubernetes.Interface {
+	t.Helper()
+	client, err := kubernetes.NewForConfigAndClient(&rest.Config{
+		Host: "http://api", QPS: -1, ContentConfig: rest.ContentConfig{ContentType: "application/json", AcceptContentTypes: "application/json"},
+	}, &http.Client{Transport: c})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client
+}
+
+func (s *apiServer) inject(f *apiFault) *apiFault {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.faults = append(s.faults, f)
+	return f
+}
+
+func (s *apiServer) remove(f *apiFault) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.faults = slices.DeleteFunc(s.faults, func(g *apiFault) bool { return f == g })
+}
+
+// count is how often a verb was asked of a resource, hit by a fault or not.
+func (s *apiServer) count(verb, resource string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.requests[verb+" "+resource]
+}
+
+// RoundTrip implements http.RoundTripper.
+func (c *connection) RoundTrip(req *http.Request) (*http.Response, error) {
+	r, err := parseRequest(req)
+	if err != nil {
+		return nil, err
+	}
+	fault := c.server.hit(r)
+	if fault != nil && fault.delay > 0 {
+		timer := time.NewTimer(fault.delay)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-req.Context().Done():
+			return nil, req.Context().Err()
+		}
+	}
+	if c.cut.Load() {
+		return nil, errCut
+	}
+	var failure error
+	if fault != nil && fault.answer != nil {
+		failure = fault.answer(r)
+	}
+	if failure != nil && !fault.afterEffect {
+		return respond(req, nil, failure)
+	}
+	if r.verb == "watch" {
+		return c.server.watch(req, r), nil
+	}
+	result, err := c.server.do(r)
+	if failure != nil {
+		err = failure
+	}
+	return respond(req, result, err)
+}
+
+func (s *apiServer) hit(r *apiRequest) *apiFault {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.requests[r.verb+" "+r.resource]++
+	for i, f := range s.faults {
+		if f.resource != r.resource || !slices.Contains(strings.Fields(f.verbs), r.verb) ||
+			f.namespace != "" && f.namespace != r.namespace || f.name != "" && f.name != r.name {
+			continue
+		}
+		hit := *f
+		if f.times > 0 {
+			if f.times--; f.times == 0 {
+				s.faults = slices.Delete(s.faults, i, i+1)
+			}
+		}
+		return &hit
+	}
+	return nil
+}
+
+func parseRequest(req *http.Request) (*apiRequest, error) {
+	r := &apiRequest{query: req.URL.Query()}
+	path := strings.Split(strings.Trim(req.URL.Path, "/"), "/")
+	path = path[2:] // api/v1
+	if strings.HasPrefix(req.URL.Path, "/apis/") {
+		path = path[1:]
+	}
+	if path[0] == "namespaces" && len(path) > 2 {
+		r.namespace, path = path[1], path[2:]
+	}
+	path = append(path, "", "")
+	r.resource, r.name, r.sub = path[0], path[1], path[2]
+	switch req.Method {
+	case http.MethodGet:
+		switch {
+		case r.name != "":
+			r.verb = "get"
+		case r.query.Get("watch") != "":
+			r.verb = "watch"
+		default:
+			r.verb = "list"
+		}
+	case http.MethodPost:
+		r.verb = "create"
+		if r.query.Has("dryRun") {
+			r.verb = "dry-run"
+		}
+	default:
+		r.verb = map[string]string{http.MethodPut: "update", http.MethodPatch: "patch", http.MethodDelete: "delete"}[req.Method]
+	}
+	if req.Body != nil {
+		defer req.Body.Close()
+		body, err := io.ReadAll(req.Body)
+		if err != nil {
+			return nil, err
+		}
+		if len(body) > 0 {
+			if err := json.Unmarshal(body, &r.body); err != nil {
+				return nil, fmt.Errorf("%s %s: %w", req.Method, req.URL, err)
+			}
+		}
+	}
+	if r.name == "" && r.body != nil {
+		r.name = text(r.body, "metadata", "name")
+	}
+	return r, nil
+}
+
+func respond(req *http.Request, result any, err error) (*http.Response, error) {
+	code := http.StatusOK
+	if err != nil {
+		var status apierrors.APIStatus
+		if !errors.As(err, &status) {
+			return nil, err // it never came back from the server
+		}
+		s := status.Status()
+		s.Kind, s.APIVersion = "Status", "v1"
+		code, result = int(s.Code), s
+	}
+	body, err := json.Marshal(result)
+	if err != nil {
+		return nil, err
+	}
+	return response(req, code, io.NopCloser(bytes.NewReader(body))), nil
+}
+
+func response(req *http.Request, code int, body io.ReadCloser) *http.Response {
+	return &http.Response{
+		StatusCode: code, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, ContentLength: -1, Request: req, Body: body,
+		Header: http.Header{"Content-Type": {"application/json"}},
+	}
+}
+
+// do carries out all but watches.
+func (s *apiServer) do(r *apiRequest) (any, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := objectKey{r.resource, r.namespace, r.name}
+	kind := schema.GroupResource{Resource: r.resource}
+	existing := s.objects[key]
+	if existing == nil && r.verb != "create" && r.verb != "dry-run" && r.verb != "list" {
+		return nil, apierrors.NewNotFound(kind, r.name)
+	}
+	switch r.verb {
+	case "get":
+		return existing, nil
+	case "list":
+		return s.list(r), nil
+	case "create", "dry-run":
+		if existing != nil && r.resource == "events" {
+			// They are named by the time, which stands still in a bubble.
+			r.name += fmt.Sprintf("-%d", s.version)
+			key.name, existing = r.name, nil
+			child(r.body, "metadata")["name"] = r.name
+		}
+		if existing != nil {
+			return nil, apierrors.NewAlreadyExists(kind, r.name)
+		}
+		meta := child(r.body, "metadata")
+		meta["namespace"], meta["uid"] = r.namespace, fmt.Sprintf("uid-%d", s.version+1)
+		meta["creationTimestamp"] = time.Now().UTC().Format(time.RFC3339)
+		if r.verb == "dry-run" {
+			return r.body, nil
+		}
+		return s.store(key, nil, r.body), nil
+	case "update":
+		if v := text(r.body, "metadata", "resourceVersion"); v != "" && v != text(existing, "metadata", "resourceVersion") {
+			return nil, apierrors.NewConflict(kind, r.name, errors.New("the object has been modified"))
+		}
+		if r.sub == "status" {
+			changed := clone(existing)
+			changed["status"] = r.body["status"]
+			return s.store(key, existing, changed), nil
+		}
+		return s.store(key, existing, r.body), nil
+	case "patch":
+		return s.store(key, existing, merged(existing, r.body)), nil
+	case "delete":
+		s.store(key, existing, nil)
+		return metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: "Success"}, nil
+	}
+	return nil, apierrors.NewMethodNotSupported(kind, r.verb)
+}
+
+// store writes an object, or removes it where changed is nil. The caller holds the mutex.
+func (s *apiServer) store(key objectKey, old, changed object) object {
+	s.version++
+	if changed != nil {
+		changed = clone(changed)
+		child(changed, "metadata")["resourceVersion"] = strconv.FormatInt(s.version, 10)
+		s.objects[key] = changed
+	} else {
+		delete(s.objects, key)
+	}
+	s.changes = append(s.changes, change{s.version, key, old, changed})
+	close(s.changed)
+	s.changed = make(chan struct{})
+	return changed
+}
+
+func (s *apiServer) list(r *apiRequest) object {
+	items := []object{}
+	for _, key := range slices.SortedFunc(maps.Keys(s.objects), func(a, b objectKey) int {
+		return strings.Compare(a.namespace+"/"+a.name, b.namespace+"/"+b.name)
+	}) {
+		if r.selects(key, s.objects[key]) {
+			items = append(items, s.objects[key])
+		}
+	}
+	return object{"metadata": object{"resourceVersion": strconv.FormatInt(s.version, 10)}, "items": items}
+}
+
+func (r *apiRequest) selects(key objectKey, o object) bool {
+	if o == nil || key.resource != r.resource || r.namespace != "" && key.namespace != r.namespace {
+		return false
+	}
+	selector, err := labels.Parse(r.query.Get("labelSelector"))
+	if err != nil {
+		panic(err)
+	}
+	set := labels.Set{}
+	if meta, ok := o["metadata"].(object); ok {
+		if have, ok := meta["labels"].(object); ok {
+			for k, v := range have {
+				set[k], _ = v.(string)
+			}
+		}
+	}
+	return selector.Matches(set)
+}
+
+// watch streams the changes since the resource version that was asked for.
+func (s *apiServer) watch(req *http.Request, r *apiRequest) *http.Response {
+	from, _ := strconv.ParseInt(r.query.Get("resourceVersion"), 10, 64)
+	reader, writer := io.Pipe()
+	encoder := json.NewEncoder(writer)
+	s.mu.Lock()
+	next := 0
+	var first []object
+	if r.query.Get("sendInitialEvents") == "true" {
+		from, next = s.version, len(s.changes)
+		for _, item := range s.list(r)["items"].([]object) {
+			first = append(first, object{"type": "ADDED", "object": item})
+		}
+		kind := map[string][2]string{"jobs": {"batch/v1", "Job"}, "cronjobs": {"batch/v1", "CronJob"}}[r.resource]
+		first = append(first, object{"type": "BOOKMARK", "object": object{"apiVersion": kind[0], "kind": kind[1], "metadata": object{
+			"resourceVersion": strconv.FormatInt(s.version, 10),
+			"annotations":     object{metav1.InitialEventsAnnotationKey: "true"},
+		}}})
+	}
+	s.mu.Unlock()
+	stop := req.Context().Done()
+	go func() {
+		<-stop
+		writer.CloseWithError(req.Context().Err())
+	}()
+	go func() {
+		for _, event := range first {
+			if encoder.Encode(event) != nil {
+				return
+			}
+		}
+		for {
+			s.mu.Lock()
+			changes, changed := s.changes[next:], s.changed
+			next = len(s.changes)
+			s.mu.Unlock()
+			for _, c := range changes {
+				if c.version <= from {
+					continue
+				}
+				if event := r.event(c); event != nil && encoder.Encode(event) != nil {
+					return
+				}
+			}
+			select {
+			case <-changed:
+			case <-stop:
+				return
+			}
+		}
+	}()
+	return response(req, http.StatusOK, reader)
+}
+
+// event is what a watch sees of a change: an object whose labels change can come into view, and go out of it.
+func (r *apiRequest) event(c change) object {
+	was, is := r.selects(c.key, c.old), r.selects(c.key, c.new)
+	switch {
+	case was && is:
+		return object{"type": "MODIFIED", "object": c.new}
+	case is:
+		return object{"type": "ADDED", "object": c.new}
+	case was && c.new != nil:
+		return object{"type": "DELETED", "object": c.new}
+	case was:
+		last := clone(c.old)
+		child(last, "metadata")["resourceVersion"] = strconv.FormatInt(c.version, 10)
+		return object{"type": "DELETED", "object": last}
+	}
+	return nil
+}
+
+// edit changes an object as a controller or a person would.
+func edit[T any](s *apiServer, resource, namespace, name string, change func(*T)) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := objectKey{resource, namespace, name}
+	old := s.objects[key]
+	if old == nil {
+		return fmt.Errorf("%s %s/%s does not exist", resource, namespace, name)
+	}
+	typed := decode[T](old)
+	change(&typed)
+	s.store(key, old, encode(typed))
+	return nil
+}
+
+// all is every object of a kind, by name.
+func all[T any](s *apiServer, resource string) []T {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var found []T
+	for _, item := range s.list(&apiRequest{resource: resource})["items"].([]object) {
+		found = append(found, decode[T](item))
+	}
+	return found
+}
+
+func decode[T any](o object) T {
+	var typed T
+	data, err := json.Marshal(o)
+	if err == nil {
+		err = json.Unmarshal(data, &typed)
+	}
+	if err != nil {
+		panic(err)
+	}
+	return typed
+}
+
+func encode(typed any) object {
+	if job, ok := typed.(batchv1.Job); ok {
+		job.APIVersion, job.Kind = "batch/v1", "Job"
+		typed = job
+	}
+	if cronJob, ok := typed.(batchv1.CronJob); ok {
+		cronJob.APIVersion, cronJob.Kind = "batch/v1", "CronJob"
+		typed = cronJob
+	}
+	if secret, ok := typed.(corev1.Secret); ok {
+		secret.APIVersion, secret.Kind = "v1", "Secret"
+		typed = secret
+	}
+	data, err := json.Marshal(typed)
+	if err != nil {
+		panic(err)
+	}
+	var o object
+	if err := json.Unmarshal(data, &o); err != nil {
+		panic(err)
+	}
+	return o
+}
+
+// merged applies a JSON merge patch (RFC 7386).
+func merged(to, patch object) object {
+	result := maps.Clone(to)
+	if result == nil {
+		result = object{}
+	}
+	for k, v := range patch {
+		switch v := v.(type) {
+		case nil:
+			delete(result, k)
+		case object:
+			was, _ := result[k].(object)
+			result[k] = merged(was, v)
+		default:
+			result[k] = v
+		}
+	}
+	return result
+}
+
+// clone copies an object and its metadata, which is all that is written to.
+func clone(o object) object {
+	c := maps.Clone(o)
+	if meta, ok := c["metadata"].(object); ok {
+		c["metadata"] = maps.Clone(meta)
+	}
+	return c
+}
+
+func child(o object, name string) object {
+	c, ok := o[name].(object)
+	if !ok {
+		c = object{}
+		o[name] = c
+	}
+	return c
+}
+
+func text(o object, path ...string) string {
+	for _, name := range path[:len(path)-1] {
+		o, _ = o[name].(object)
+	}
+	s, _ := o[path[len(path)-1]].(string)
+	return s
+}
