@@ -59,6 +59,9 @@ func run(user context.Context, o options, out *screen) (err error) {
 	return d.inCluster(ctx)
 }
 
+// errCluster means that nothing can be asked of the cluster any more.
+var errCluster = errors.New("the cluster has failed")
+
 // A demo is what the stages share.
 type demo struct {
 	options
@@ -105,7 +108,7 @@ func (d *demo) inCluster(ctx context.Context) (err error) {
 	go func() {
 		select {
 		case err := <-d.place.failures:
-			d.fail(fmt.Errorf("the cluster has failed: %w", err))
+			d.fail(fmt.Errorf("%w: %w", errCluster, err))
 		case <-ctx.Done():
 		}
 	}()
@@ -159,6 +162,13 @@ func (d *demo) inNamespace(ctx context.Context) (err error) {
 		return l.stop()
 	}
 	defer func() {
+		if cause := context.Cause(ctx); cause != nil {
+			reason, _, _ := strings.Cut(cause.Error(), "\n")
+			d.out.line("%s; stopping lighterman", reason)
+			if errors.Is(cause, errCluster) {
+				l.kill() // it could only wait for answers
+			}
+		}
 		if stopErr := stop(); err == nil { // else it may be what failed, and is known
 			err = stopErr
 		}
@@ -263,7 +273,7 @@ func (d *demo) note(ctx context.Context, f *follower) {
 
 // unfinished says what is missing at an early end.
 func (d *demo) unfinished(ctx context.Context, f *follower, c counts) error {
-	if !errors.Is(context.Cause(ctx), context.Canceled) { // not the user's wish
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, errCluster) {
 		d.note(context.WithoutCancel(ctx), f)
 	}
 	return fmt.Errorf("%w; %d of %d messages are done, %d failed, %d are still queued and %d under way",
@@ -302,6 +312,7 @@ func (d *demo) judge(ctx context.Context, tasks map[string]*task, remains left) 
 
 // withLogs says where to look further.
 func withLogs(err error, dir string) error {
+	err = errors.Join(err, os.RemoveAll(filepath.Join(dir, "lighterman")))
 	var logs []string
 	for _, pattern := range []string{"*.log", "cluster/*.log"} {
 		names, _ := filepath.Glob(filepath.Join(dir, pattern))

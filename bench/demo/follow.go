@@ -50,6 +50,10 @@ func startFollower(ctx context.Context, client kubernetes.Interface, namespace s
 	if err != nil {
 		return nil, err
 	}
+	// An informer tries for ever what it may not do; a plain request says so.
+	if _, err := client.BatchV1().Jobs(namespace).List(ctx, metav1.ListOptions{Limit: 1}); err != nil {
+		return nil, fmt.Errorf("listing Jobs: %w", err)
+	}
 	f.factory.StartWithContext(ctx)
 	if !cache.WaitForCacheSync(ctx.Done(), informer.HasSynced) {
 		f.factory.Shutdown()

@@ -84,6 +84,8 @@ func (l *lighterman) stop() error {
 	}
 }
 
+func (l *lighterman) kill() { _ = l.cmd.Process.Kill() }
+
 // state is what lighterman says in its metrics of the only template that it sees: running, misconfigured, …; empty as long as
 // it says nothing.
 func (l *lighterman) state(ctx context.Context) (string, error) {

@@ -17,6 +17,9 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
+
+	"github.com/go-logr/logr"
+	"k8s.io/klog/v2"
 )
 
 const usage = `Usage: make demo [CLUSTER=local|current] [SOURCE=redis|azure-storage-queue] [ARGS="-tasks 500"]
@@ -45,6 +48,8 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	// A second signal ends this process at once. All that it has started dies with it.
 	context.AfterFunc(ctx, stop)
+	// What client-go complains of while it is stopped would only confuse; what matters comes as an error.
+	klog.SetLogger(logr.Discard())
 	os.Exit(command(ctx, os.Args[1:], os.Stdout))
 }
 
