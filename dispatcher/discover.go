@@ -34,10 +34,12 @@ type discovery struct {
 	holders   map[string]*holder // by source identity
 }
 
-// template is an annotated object that was looked at, and its lanes, by set. Only the sync of its name touches it.
+// template is an annotated object that was looked at, and its lanes, by set. Only the sync of its name touches it, but for shown.
 type template struct {
 	seen  *candidate
 	lanes map[string]*openLane
+	// shown are the sets that have metrics. The discovery's mutex guards it.
+	shown map[string]bool
 }
 
 // openLane is a lane that takes messages, with what it was opened with.
@@ -137,9 +139,12 @@ func (d *discovery) sync(ctx context.Context, ref jobs.Ref) bool {
 	t.seen = c
 	if err != nil {
 		d.retireExcept(t, nil)
+		d.show(t, c, map[string]bool{"": true})
 		d.misconfigured(ctx, c, "", err)
 		return true // the object itself must change, and then we hear of it
 	}
+	d.retireExcept(t, c.specs)
+	d.show(t, c, setsOf(c.specs))
 	good := true
 	for _, spec := range c.specs {
 		if err := d.open(ctx, t, c, spec); err != nil {
@@ -149,7 +154,6 @@ func (d *discovery) sync(ctx context.Context, ref jobs.Ref) bool {
 		}
 		d.report.resolved(c.object, aboutTemplate(spec.Set))
 	}
-	d.retireExcept(t, c.specs)
 	return good
 }
 
@@ -169,12 +173,18 @@ func (d *discovery) lookup(ref jobs.Ref) metav1.Object {
 
 // open brings the lane of one set of annotations about, or up to date. Everything is checked before a message is leased.
 func (d *discovery) open(ctx context.Context, t *template, c *candidate, spec *annotation.Spec) error {
+	current := t.lanes[spec.Set]
+	if current != nil && !current.sameSource(spec) {
+		// Nobody asks for that source any more, whether or not the new one can be had.
+		current.retire()
+		delete(t.lanes, spec.Set)
+		current = nil
+	}
 	connection, err := connectionString(ctx, d.cfg.Client.CoreV1(), c.ref.Namespace, spec)
 	if err != nil {
 		return err
 	}
-	current := t.lanes[spec.Set]
-	if current != nil && !current.ended() && current.sameSource(spec, connection) {
+	if current != nil && !current.ended() && current.connection == connection {
 		current.spec = *spec
 		current.update(newSettings(c, spec, current.settings.Load()))
 		if err := d.dryRun(ctx, c, current.identity); err != nil {
@@ -202,6 +212,7 @@ func (d *discovery) open(ctx context.Context, t *template, c *candidate, spec *a
 		metrics: d.cfg.Metrics.Template(c.ref.Namespace, name),
 		log:     d.cfg.Log.With("namespace", c.ref.Namespace, "template", name),
 		tuning:  d.cfg.Tuning,
+		recheck: func() { d.queue.Add(c.ref) },
 	}, source, newSettings(c, spec, nil))
 	t.lanes[spec.Set] = &openLane{lane: l, spec: *spec, connection: connection}
 	d.mu.Lock()
@@ -270,21 +281,50 @@ func (d *discovery) release(l *lane) {
 	for ref := range h.waiting {
 		d.queue.Add(ref)
 	}
-	if d.templates[h.ref] == nil {
+	if t := d.templates[h.ref]; t == nil || !t.shown[h.set] {
 		d.cfg.Metrics.DropTemplate(h.ref.Namespace, metricsName(h.ref, h.set))
 	}
 }
 
 // retireExcept lets go of the lanes that no set of annotations asks for.
 func (d *discovery) retireExcept(t *template, specs []*annotation.Spec) {
-	wanted := make(map[string]bool, len(specs))
-	for _, spec := range specs {
-		wanted[spec.Set] = true
-	}
+	wanted := setsOf(specs)
 	for set, l := range t.lanes {
 		if !wanted[set] {
 			l.retire()
 			delete(t.lanes, set)
+		}
+	}
+}
+
+func setsOf(specs []*annotation.Spec) map[string]bool {
+	sets := make(map[string]bool, len(specs))
+	for _, spec := range specs {
+		sets[spec.Set] = true
+	}
+	return sets
+}
+
+// show says which sets of a template there are to tell of. What was told of others is over; their metrics go at once, or with their
+// lane.
+func (d *discovery) show(t *template, c *candidate, sets map[string]bool) {
+	d.mu.Lock()
+	before := t.shown
+	t.shown = sets
+	held := make(map[string]bool)
+	for _, h := range d.holders {
+		if h.ref == c.ref {
+			held[h.set] = true
+		}
+	}
+	d.mu.Unlock()
+	for set := range before {
+		if sets[set] {
+			continue
+		}
+		d.report.resolved(c.object, aboutTemplate(set))
+		if !held[set] {
+			d.cfg.Metrics.DropTemplate(c.ref.Namespace, metricsName(c.ref, set))
 		}
 	}
 }
@@ -314,11 +354,10 @@ func (d *discovery) misconfigured(ctx context.Context, c *candidate, set string,
 }
 
 func (d *discovery) dropMetrics(ref jobs.Ref, t *template) {
-	sets := map[string]bool{"": true}
-	for _, spec := range t.seen.specs {
-		sets[spec.Set] = true
-	}
-	for set := range sets {
+	d.mu.Lock()
+	shown := t.shown
+	d.mu.Unlock()
+	for set := range shown {
 		d.cfg.Metrics.DropTemplate(ref.Namespace, metricsName(ref, set))
 	}
 }
@@ -344,9 +383,9 @@ func class(err error) string {
 }
 
 // sameSource reports whether a set of annotations still asks for the source that the lane was opened with.
-func (o *openLane) sameSource(spec *annotation.Spec, connection string) bool {
+func (o *openLane) sameSource(spec *annotation.Spec) bool {
 	was := &o.spec
-	return o.connection == connection && was.Source == spec.Source && was.Entity() == spec.Entity() &&
+	return was.Source == spec.Source && was.Entity() == spec.Entity() &&
 		was.ConsumerGroup == spec.ConsumerGroup && was.PoisonQueue == spec.PoisonQueue && was.LeaseDuration == spec.LeaseDuration
 }
 

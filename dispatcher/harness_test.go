@@ -251,7 +251,7 @@ func (h *harness) open(p *process, spec *annotation.Spec, connectionString strin
 	}
 	q.opened = append(q.opened, faults)
 	s := &source{p: p, Source: faults, check: q.refuses}
-	if connectionString != "good" {
+	if !strings.HasPrefix(connectionString, "good") {
 		s.check = lease.ErrUnauthorized
 	}
 	return s, nil

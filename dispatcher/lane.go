@@ -71,6 +71,8 @@ type laneDeps struct {
 	metrics  *metrics.Template
 	log      *slog.Logger
 	tuning   Tuning
+	// recheck has the template looked at again: something that it refers to may have changed.
+	recheck func()
 }
 
 // settings are what can change while a lane runs.

@@ -2,6 +2,7 @@ package dispatcher
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
@@ -52,6 +53,9 @@ func (l *lane) receive(ctx context.Context) {
 		case err != nil:
 			l.metrics.Error(metrics.StageReceive, lease.Class(err))
 			l.report.problem(l.settings.Load().object, l.sourceProblem(err))
+			if errors.Is(err, lease.ErrUnauthorized) {
+				l.recheck() // the Secret may hold another connection string by now
+			}
 			sleep(ctx, failed.next())
 			continue
 		}
