@@ -152,6 +152,9 @@ func onFreePorts(ctx context.Context, n int, start func(ports []int) error) erro
 // workFolder returns dir, or a new temporary folder where dir is empty, and what removes it again.
 func workFolder(dir, pattern string) (string, func(), error) {
 	if dir != "" {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return "", nil, fmt.Errorf("making the data folder: %w", err)
+		}
 		return dir, func() {}, nil
 	}
 	dir, err := os.MkdirTemp("", pattern)
