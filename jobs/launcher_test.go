@@ -1,0 +1,305 @@
+package jobs
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+	"k8s.io/utils/ptr"
+)
+
+var testID = Identity{Source: "x://h/resize", MessageID: "m1", Attempt: 1}
+
+func testJob(t *testing.T, id Identity) *batchv1.Job {
+	t.Helper()
+	template, err := FromCronJob(cronJob(), keepAll)
+	if err != nil {
+		t.Fatal(err)
+	}
+	job, err := template.Job(Task{Identity: id, Payload: []byte("x")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return job
+}
+
+func TestLaunch(t *testing.T) {
+	wanted := testJob(t, testID)
+	altered := func(change func(*batchv1.Job)) *batchv1.Job {
+		j := wanted.DeepCopy()
+		change(j)
+		return j
+	}
+	tests := map[string]struct {
+		existing *batchv1.Job
+		adopted  bool
+		foreign  bool
+	}{
+		"new":     {},
+		"ours":    {existing: wanted, adopted: true},
+		"another": {existing: altered(func(j *batchv1.Job) { j.Annotations = nil }), foreign: true},
+		"other source": {
+			existing: altered(func(j *batchv1.Job) { j.Annotations[AnnotationSource] = "x://other/resize" }), foreign: true,
+		},
+		"other message": {existing: altered(func(j *batchv1.Job) { j.Annotations[AnnotationMessageID] = "m2" }), foreign: true},
+		"other attempt": {existing: altered(func(j *batchv1.Job) { j.Annotations[AnnotationAttempt] = "2" }), foreign: true},
+		"edited, and ours": {
+			existing: altered(func(j *batchv1.Job) { j.Labels = nil; j.Annotations["more"] = "x"; j.Spec = batchv1.JobSpec{} }), adopted: true,
+		},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			client := fake.NewClientset()
+			if test.existing != nil {
+				client = fake.NewClientset(test.existing.DeepCopy())
+			}
+			job, adopted, err := NewLauncher(client.BatchV1()).Launch(t.Context(), wanted)
+			if test.foreign {
+				if !errors.Is(err, ErrForeign) || Class(err) != "foreign" || Rejected(err) {
+					t.Errorf("error %v, want ErrForeign", err)
+				}
+				return
+			}
+			if err != nil || adopted != test.adopted || job.Name != wanted.Name {
+				t.Errorf("Job %v, adopted %v, %v; want adopted %v", job, adopted, err, test.adopted)
+			}
+		})
+	}
+}
+
+// TestLaunchOfAVanishingJob: between the creation that finds it and the read, the Job is deleted.
+func TestLaunchOfAVanishingJob(t *testing.T) {
+	exists := apierrors.NewAlreadyExists(schema.GroupResource{Group: "batch", Resource: "jobs"}, "j")
+	for _, times := range []int{1, 2, 3, 100} {
+		t.Run(fmt.Sprint(times), func(t *testing.T) {
+			client := fake.NewClientset()
+			creations := 0
+			client.PrependReactor("create", "jobs", func(clienttesting.Action) (bool, runtime.Object, error) {
+				creations++
+				return creations <= times, nil, exists
+			})
+			job, adopted, err := NewLauncher(client.BatchV1()).Launch(t.Context(), testJob(t, testID))
+			if times < 3 {
+				if err != nil || adopted || job == nil {
+					t.Errorf("%v, %v, %v; want it created", job, adopted, err)
+				}
+			} else if !apierrors.IsAlreadyExists(err) || creations != 3 || Rejected(err) {
+				t.Errorf("%v after %d creations, want AlreadyExists after 3", err, creations)
+			}
+		})
+	}
+}
+
+func TestDryRun(t *testing.T) {
+	client := fake.NewClientset()
+	var options metav1.CreateOptions
+	var asked *batchv1.Job
+	client.PrependReactor("create", "jobs", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		create := a.(clienttesting.CreateActionImpl)
+		options, asked = create.GetCreateOptions(), create.GetObject().(*batchv1.Job)
+		return true, asked, nil
+	})
+	template, err := FromCronJob(cronJob(), keepAll)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := NewLauncher(client.BatchV1()).DryRun(t.Context(), template, "x://h/resize"); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{metav1.DryRunAll}, options.DryRun); diff != "" || asked.Name == testID.Name() {
+		t.Errorf("asked for %s with the options %+v", asked.Name, options)
+	}
+}
+
+// patchOf returns what is patched by do.
+func patchOf(t *testing.T, do func(l *Launcher) error) map[string]any {
+	t.Helper()
+	client := fake.NewClientset()
+	var body []byte
+	client.PrependReactor("patch", "jobs", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		body = a.(clienttesting.PatchAction).GetPatch()
+		return true, &batchv1.Job{}, nil
+	})
+	if err := do(NewLauncher(client.BatchV1())); err != nil {
+		t.Fatal(err)
+	}
+	var patch map[string]any
+	if err := json.Unmarshal(body, &patch); err != nil {
+		t.Fatal(err)
+	}
+	return patch
+}
+
+// TestMarkSettled: the TTL counts from when the Job finished, and what is asked for counts from now (invariant 4).
+func TestMarkSettled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		finished := &batchv1.Job{Status: batchv1.JobStatus{Conditions: []batchv1.JobCondition{{
+			Type: batchv1.JobComplete, Status: corev1.ConditionTrue, LastTransitionTime: metav1.NewTime(time.Now().Add(-time.Hour)),
+		}}}}
+		ahead := finished.DeepCopy() // another machine's clock
+		ahead.Status.Conditions[0].LastTransitionTime = metav1.NewTime(time.Now().Add(time.Hour))
+		for name, test := range map[string]struct {
+			job *batchv1.Job
+			ttl float64
+		}{
+			"finished an hour ago":    {finished, 3600 + 165 + 1},
+			"not known to have ended": {&batchv1.Job{}, 165 + 1},
+			"finished in the future":  {ahead, 165 + 1},
+		} {
+			patch := patchOf(t, func(l *Launcher) error {
+				return l.MarkSettled(t.Context(), test.job, "completed", 165*time.Second)
+			})
+			want := map[string]any{
+				"metadata": map[string]any{"labels": map[string]any{LabelSettled: "completed"}},
+				"spec":     map[string]any{"ttlSecondsAfterFinished": test.ttl},
+			}
+			if diff := cmp.Diff(want, patch); diff != "" {
+				t.Errorf("%s: patch (-want +got):\n%s", name, diff)
+			}
+		}
+	})
+}
+
+func TestEnd(t *testing.T) {
+	got := patchOf(t, func(l *Launcher) error { return l.End(t.Context(), "ns", "j", "StartTimeout") })
+	want := map[string]any{
+		"metadata": map[string]any{"annotations": map[string]any{AnnotationEnded: "StartTimeout"}},
+		"spec":     map[string]any{"activeDeadlineSeconds": 1.0},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("patch (-want +got):\n%s", diff)
+	}
+}
+
+func TestPatchesOfAJobThatIsGone(t *testing.T) {
+	l := NewLauncher(fake.NewClientset().BatchV1())
+	if err := l.MarkSettled(t.Context(), &batchv1.Job{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "gone"}}, "completed", 0); err != nil {
+		t.Errorf("MarkSettled: %v", err)
+	}
+	if err := l.End(t.Context(), "ns", "gone", "StartTimeout"); err != nil {
+		t.Errorf("End: %v", err)
+	}
+}
+
+func TestWhyNotStarted(t *testing.T) {
+	pod := func(status corev1.PodStatus) *corev1.Pod {
+		return &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p", Labels: map[string]string{batchv1.JobNameLabel: "j"}}, Status: status,
+		}
+	}
+	waiting := func(reason, message string) []corev1.ContainerStatus {
+		return []corev1.ContainerStatus{{Name: "c", State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason, Message: message}}}}
+	}
+	tests := map[string]struct {
+		pods []runtime.Object
+		want string
+	}{
+		"no pods": {nil, "it has no pods"},
+		"unschedulable": {[]runtime.Object{pod(corev1.PodStatus{Conditions: []corev1.PodCondition{
+			{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: "Unschedulable", Message: "0/3 nodes"},
+		}})}, "Unschedulable: 0/3 nodes"},
+		"no image": {[]runtime.Object{pod(corev1.PodStatus{
+			InitContainerStatuses: waiting("PodInitializing", ""), ContainerStatuses: waiting("ErrImagePull", "no such image"),
+		})}, "container c: ErrImagePull: no such image"},
+		"no message":        {[]runtime.Object{pod(corev1.PodStatus{ContainerStatuses: waiting("CreateContainerConfigError", "")})}, "container c: CreateContainerConfigError"},
+		"nothing to say":    {[]runtime.Object{pod(corev1.PodStatus{})}, ""},
+		"another Job's pod": {[]runtime.Object{&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p"}}}, "it has no pods"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			got, err := WhyNotStarted(t.Context(), fake.NewClientset(test.pods...).CoreV1(), "ns", "j")
+			if err != nil || got != test.want {
+				t.Errorf("%q, %v; want %q", got, err, test.want)
+			}
+		})
+	}
+}
+
+// timeout is a network's.
+type timeout struct{}
+
+func (timeout) Error() string   { return "i/o timeout" }
+func (timeout) Timeout() bool   { return true }
+func (timeout) Temporary() bool { return true }
+
+func TestClasses(t *testing.T) {
+	resource, kind := schema.GroupResource{Resource: "jobs"}, schema.GroupKind{Kind: "Job"}
+	tests := map[string]struct {
+		err      error
+		want     string
+		rejected bool
+	}{
+		"invalid":            {apierrors.NewInvalid(kind, "j", nil), "invalid", true},
+		"bad request":        {apierrors.NewBadRequest("x"), "invalid", true},
+		"template":           {ErrTemplate, "invalid", false},
+		"quota":              {apierrors.NewForbidden(resource, "j", errors.New("exceeded quota")), "forbidden", true},
+		"unauthorized":       {apierrors.NewUnauthorized("x"), "forbidden", true},
+		"no namespace":       {apierrors.NewNotFound(resource, "j"), "not_found", true},
+		"conflict":           {apierrors.NewConflict(resource, "j", nil), "conflict", false},
+		"vanishing":          {apierrors.NewAlreadyExists(resource, "j"), "conflict", false},
+		"throttled":          {apierrors.NewTooManyRequests("x", 1), "throttled", false},
+		"server timeout":     {apierrors.NewServerTimeout(resource, "create", 1), "timeout", false},
+		"deadline":           {context.DeadlineExceeded, "timeout", false},
+		"network timeout":    {timeout{}, "timeout", false},
+		"internal":           {apierrors.NewInternalError(errors.New("x")), "unavailable", false},
+		"unavailable":        {apierrors.NewServiceUnavailable("x"), "unavailable", false},
+		"bad gateway":        {apierrors.NewGenericServerResponse(502, "create", resource, "j", "", 0, true), "unavailable", false},
+		"canceled":           {context.Canceled, "canceled", false},
+		"payload":            {ErrPayload, "payload", false},
+		"too large":          {apierrors.NewRequestEntityTooLargeError("x"), "payload", false},
+		"foreign":            {ErrForeign, "foreign", false},
+		"anything else":      {errors.New("x"), "other", false},
+		"method not allowed": {apierrors.NewMethodNotSupported(resource, "create"), "other", true},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			err := fmt.Errorf("creating Job: %w", test.err)
+			if got := Class(err); got != test.want {
+				t.Errorf("class %q, want %q", got, test.want)
+			}
+			if got := Rejected(err); got != test.rejected {
+				t.Errorf("rejected %v, want %v", got, test.rejected)
+			}
+		})
+	}
+}
+
+func TestLongTemplateNamesMakeLabels(t *testing.T) {
+	for name, want := range map[string]string{
+		"resize": "resize",
+		"a23456789-123456789-123456789-123456789-123456789-123456789-1.-xyz": "a23456789-123456789-123456789-123456789-123456789-123456789-1",
+	} {
+		if got := labelValue(name); got != want {
+			t.Errorf("label %q, want %q", got, want)
+		}
+	}
+}
+
+func TestNothingOfATaskIsSharedWithTheNext(t *testing.T) {
+	template, err := FromJob(&batchv1.Job{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "j"}, Spec: batchv1.JobSpec{Suspend: ptr.To(true), Template: corev1.PodTemplateSpec{
+			Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Env: make([]corev1.EnvVar, 0, 10)}}},
+		}},
+	}, keepAll)
+	if err != nil {
+		t.Fatal(err)
+	}
+	one, _ := template.Job(Task{Identity: testID, Payload: []byte("one")})
+	two, _ := template.Job(Task{Identity: testID, Payload: []byte("two")})
+	if got := one.Spec.Template.Spec.Containers[0].Env[0].Value + two.Spec.Template.Spec.Containers[0].Env[0].Value; got != "onetwo" {
+		t.Errorf("payloads %q", got)
+	}
+}
