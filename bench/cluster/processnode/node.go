@@ -42,20 +42,24 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// Config says what a Node is. All fields but Labels, Backoff and HostFilesystem are required.
+// Config says what a Node is. Fields down to Log are required.
 type Config struct {
 	Name    string
 	Client  kubernetes.Interface
 	Dir     string // volumes and logs of the pods: <Dir>/pods/<namespace>_<pod>_<uid>/<container>/<restarts>.log
 	Sandbox string // the program that starts containers, see build.Sandbox
 	Log     *slog.Logger
-	Labels  map[string]string
+
+	Labels map[string]string
 
 	// APIServerHost and APIServerPort are given to containers as KUBERNETES_SERVICE_HOST and _PORT.
 	APIServerHost, APIServerPort string
 
 	// Backoff is the first delay before a failed container is restarted; it doubles up to thirty times that. Default 1 s.
 	Backoff time.Duration
+
+	// Unschedulable keeps the scheduler off: the node takes only pods that name it in spec.nodeName.
+	Unschedulable bool
 
 	// HostFilesystem runs containers without namespaces. They then have no volumes and no termination message.
 	// Where the host forbids unprivileged user namespaces this is chosen by itself.
@@ -129,7 +133,7 @@ func (n *Node) register(ctx context.Context, logPort int32) error {
 	for key, value := range n.Labels {
 		labels[key] = value
 	}
-	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: labels}}
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: labels}, Spec: corev1.NodeSpec{Unschedulable: n.Unschedulable}}
 	nodes := n.Client.CoreV1().Nodes()
 	if err := nodes.Delete(ctx, n.Name, metav1.DeleteOptions{}); err != nil && !isNotFound(err) {
 		return err

@@ -15,7 +15,9 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -32,10 +34,10 @@ func main() {
 		fail(spec.ExitSetup, fmt.Errorf("reading the container: %w", err))
 	}
 	isolated := c.Root != ""
-	if isolated {
-		if err := enterRoot(c); err != nil {
-			fail(spec.ExitSetup, err)
-		}
+	if !isolated {
+		adoptOrphans()
+	} else if err := enterRoot(c); err != nil {
+		fail(spec.ExitSetup, err)
 	}
 	// Signals that come before the program runs wait here, instead of ending the sandbox.
 	signals := make(chan os.Signal, 16)
@@ -49,8 +51,8 @@ func main() {
 	go forward(signals, pid, isolated)
 
 	code := reap(pid)
-	if !isolated { // no namespace ends with us: end what the program left behind
-		_ = syscall.Kill(-pid, syscall.SIGKILL)
+	if !isolated { // no namespace ends with us
+		endDescendants()
 	}
 	os.Exit(code)
 }
@@ -106,10 +108,34 @@ func dropAmbientCapabilities() {
 func forward(signals <-chan os.Signal, pid int, isolated bool) {
 	for s := range signals {
 		if s == syscall.SIGHUP && !isolated {
-			_ = syscall.Kill(-pid, syscall.SIGKILL)
+			_ = syscall.Kill(pid, syscall.SIGKILL) // and endDescendants follows
 			continue
 		}
 		_ = syscall.Kill(pid, s.(syscall.Signal))
+	}
+}
+
+// adoptOrphans makes this process the parent of whatever the program leaves behind, as process 1 of a namespace is.
+func adoptOrphans() {
+	const prSetChildSubreaper = 36
+	_, _, _ = syscall.RawSyscall(syscall.SYS_PRCTL, prSetChildSubreaper, 1, 0)
+}
+
+// endDescendants ends what the program left behind: each generation becomes ours when the one before has ended.
+func endDescendants() {
+	for {
+		files, _ := filepath.Glob("/proc/self/task/*/children")
+		for _, file := range files {
+			text, _ := os.ReadFile(file)
+			for _, field := range strings.Fields(string(text)) {
+				if pid, err := strconv.Atoi(field); err == nil {
+					_ = syscall.Kill(pid, syscall.SIGKILL)
+				}
+			}
+		}
+		if _, err := syscall.Wait4(-1, nil, 0, nil); err != nil && !errors.Is(err, syscall.EINTR) {
+			return
+		}
 	}
 }
 
