@@ -203,9 +203,6 @@ func (d *discovery) open(ctx context.Context, t *template, c *candidate, spec *a
 	if current != nil && current.identity != identity {
 		current.retire()
 	}
-	if err := d.claim(ctx, identity, c, spec.Set); err != nil {
-		return errors.Join(err, source.Close())
-	}
 	name := metricsName(c.ref, spec.Set)
 	l := newLane(laneDeps{
 		launcher: d.launcher, tracker: d.tracker, pods: d.cfg.Client.CoreV1(), slots: d.slots, report: d.report,
@@ -214,10 +211,10 @@ func (d *discovery) open(ctx context.Context, t *template, c *candidate, spec *a
 		tuning:  d.cfg.Tuning,
 		recheck: func() { d.queue.Add(c.ref) },
 	}, source, newSettings(c, spec, nil))
+	if err := d.claim(ctx, c, spec.Set, l); err != nil {
+		return errors.Join(err, source.Close())
+	}
 	t.lanes[spec.Set] = &openLane{lane: l, spec: *spec, connection: connection}
-	d.mu.Lock()
-	d.holders[identity] = &holder{lane: l, ref: c.ref, set: spec.Set, created: c.created, waiting: make(map[jobs.Ref]struct{})}
-	d.mu.Unlock()
 	d.lanes.Go(func() {
 		l.run(ctx)
 		d.release(l)
@@ -226,13 +223,14 @@ func (d *discovery) open(ctx context.Context, t *template, c *candidate, spec *a
 	return nil
 }
 
-// claim makes a source free for a template, or says who has it: of two templates on one source, the older dispatches. It waits for
-// a lane that must go to have gone, since two lanes would share messages.
-func (d *discovery) claim(ctx context.Context, identity string, c *candidate, set string) error {
+// claim gives a source to a template's new lane, which the caller then runs, or says who has it: of two templates on one source, the
+// older dispatches. It waits for a lane that must go to have gone, since two lanes would share messages.
+func (d *discovery) claim(ctx context.Context, c *candidate, set string, l *lane) error {
 	for {
 		d.mu.Lock()
-		h := d.holders[identity]
+		h := d.holders[l.identity]
 		if h == nil {
+			d.holders[l.identity] = &holder{lane: l, ref: c.ref, set: set, created: c.created, waiting: make(map[jobs.Ref]struct{})}
 			d.mu.Unlock()
 			return nil
 		}
@@ -241,7 +239,7 @@ func (d *discovery) claim(ctx context.Context, identity string, c *candidate, se
 			h.waiting[c.ref] = struct{}{}
 			d.mu.Unlock()
 			return &annotation.Error{
-				Key: annotation.Prefix + "/" + annotation.KeySource, Value: identity,
+				Key: annotation.Prefix + "/" + annotation.KeySource, Value: l.identity,
 				Problem: fmt.Sprintf("is dispatched by %s already, which is older; two templates on one source would share its messages", h.ref),
 				Remedy:  "use another queue or consumer group, or delete one of the two",
 			}
@@ -249,15 +247,14 @@ func (d *discovery) claim(ctx context.Context, identity string, c *candidate, se
 		if !mine {
 			h.waiting[h.ref] = struct{}{} // it is looked at again, and told
 		}
-		lane := h.lane
 		d.mu.Unlock()
-		lane.stop()
+		h.lane.stop()
 		select {
-		case <-lane.done:
+		case <-h.lane.done:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		d.release(lane)
+		d.release(h.lane)
 	}
 }
 
