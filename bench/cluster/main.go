@@ -25,8 +25,7 @@ commands:
   down    stop a cluster that was started with up --detach
   build   build everything, so that the next up starts at once
 
-'<command> -h' lists the flags.
-`
+'<command> -h' lists the flags`
 
 func main() {
 	// The second signal kills: what is left of a cluster dies with this process.
@@ -40,7 +39,7 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
-		return errors.New("no command\n" + usage)
+		return fmt.Errorf("no command given; %s", usage)
 	}
 	switch args[0] {
 	case "up":
@@ -50,7 +49,7 @@ func run(ctx context.Context, args []string) error {
 	case "build":
 		return buildAll(ctx)
 	default:
-		return fmt.Errorf("unknown command %q\n%s", args[0], usage)
+		return fmt.Errorf("unknown command %q; %s", args[0], usage)
 	}
 }
 

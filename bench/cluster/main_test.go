@@ -33,7 +33,7 @@ func command(t *testing.T, args ...string) *exec.Cmd {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(self, args...)
+	cmd := exec.CommandContext(t.Context(), self, args...)
 	cmd.Env = append(os.Environ(), asCommand+"=1")
 	cmd.Stderr = t.Output()
 	return cmd
@@ -133,7 +133,7 @@ func TestDetached(t *testing.T) {
 // An owner file that names a living process which is not the cluster must not get that process killed.
 func TestDownSparesStrangers(t *testing.T) {
 	s := testState(t)
-	stranger := exec.Command("sleep", "60")
+	stranger := exec.CommandContext(t.Context(), "sleep", "60")
 	if err := stranger.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +148,7 @@ func TestDownSparesStrangers(t *testing.T) {
 	own := []byte(`"pid":` + strconv.Itoa(os.Getpid()))
 	text = bytes.Replace(text, own, []byte(`"pid":`+strconv.Itoa(stranger.Process.Pid)), 1)
 	text = bytes.Replace(text, []byte(`"started":"`), []byte(`"started":"1`), 1)
-	if err := os.WriteFile(s.ownerFile(), text, 0o600); err != nil {
+	if err := os.WriteFile(s.ownerFile(), text, 0o600); err != nil { //nolint:gosec // the test's own
 		t.Fatal(err)
 	}
 	if err := s.stop(t.Context()); err == nil || !strings.Contains(err.Error(), "is not running") {

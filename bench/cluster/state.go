@@ -84,10 +84,15 @@ func (s state) readOwner() (*owner, error) {
 	if err := json.Unmarshal(text, &o); err != nil {
 		return nil, fmt.Errorf("%s: %w; remove it", s.ownerFile(), err)
 	}
-	if started, err := startTime(o.PID); err != nil || started != o.Started {
-		return nil, nil // left by a process that was killed
+	if !o.runs() { // left by a process that was killed
+		return nil, nil
 	}
 	return &o, nil
+}
+
+func (o *owner) runs() bool {
+	started, err := startTime(o.PID)
+	return err == nil && started == o.Started
 }
 
 // startTime is when a process began, in ticks since boot: field 22 of its stat line, whose second field may contain anything.
@@ -117,10 +122,7 @@ func (s state) stop(ctx context.Context) error {
 	if err := syscall.Kill(o.PID, syscall.SIGTERM); err != nil {
 		return fmt.Errorf("stopping cluster %q (process %d): %w", s.name, o.PID, err)
 	}
-	return poll(ctx, func() (bool, error) {
-		started, err := startTime(o.PID)
-		return err != nil || started != o.Started, nil
-	})
+	return poll(ctx, func() (bool, error) { return !o.runs(), nil })
 }
 
 // upDetached runs `up` in a process of its own and waits until the cluster is ready.
@@ -138,7 +140,7 @@ func upDetached(ctx context.Context, s state, args []string) error {
 		return err
 	}
 	// The last flag wins: the same command line again, but in the foreground of its own session.
-	cmd := exec.Command(self, append(append([]string{"up"}, args...), "--detach=false")...)
+	cmd := exec.Command(self, append(append([]string{"up"}, args...), "--detach=false")...) //nolint:gosec,noctx // this very program, which must outlive us
 	cmd.Stdout, cmd.Stderr = output, output
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {

@@ -107,12 +107,15 @@ func makeKwok(ctx context.Context, b *builder) error {
 		"node/fast/node-initialize.yaml", "node/heartbeat-with-lease/node-heartbeat-with-lease.yaml",
 		"pod/fast/pod-ready.yaml", "pod/fast/pod-complete.yaml", "pod/fast/pod-delete.yaml",
 	} {
-		text, err := os.ReadFile(filepath.Join(dir, "kustomize/stage", stage))
+		text, err := os.ReadFile(filepath.Join(dir, "kustomize/stage", stage)) //nolint:gosec // of a pinned module
 		if err != nil {
 			return fmt.Errorf("reading a stage of %s: %w", module, err)
 		}
 		target := filepath.Join(b.out, "stages", filepath.Base(stage))
-		if err := errors.Join(os.MkdirAll(filepath.Dir(target), 0o755), os.WriteFile(target, text, 0o644)); err != nil {
+		if err := os.MkdirAll(filepath.Dir(target), 0o750); err != nil {
+			return err
+		}
+		if err := os.WriteFile(target, text, 0o600); err != nil { //nolint:gosec // below the folder of this build
 			return err
 		}
 	}
@@ -145,7 +148,7 @@ func ensure(ctx context.Context, progress io.Writer, s set) (string, error) {
 	if exists(done) {
 		return done, nil
 	}
-	if err := os.MkdirAll(filepath.Dir(done), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(done), 0o750); err != nil {
 		return "", err
 	}
 	unlock, err := lock(ctx, progress, done+".lock", s.title)
@@ -167,23 +170,23 @@ func ensure(ctx context.Context, progress io.Writer, s set) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("building %s: %w", s.title, err)
 	}
-	return done, errors.Join(os.Chmod(out, 0o755), os.Rename(out, done))
+	return done, errors.Join(os.Rename(out, done))
 }
 
 func (s set) hash(source string) (string, error) {
 	h := sha256.New()
-	fmt.Fprintln(h, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	_, _ = fmt.Fprintln(h, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 	for _, pattern := range s.key {
 		files, err := fs.Glob(os.DirFS(source), pattern)
 		if err != nil {
 			return "", err
 		}
 		for _, file := range files {
-			text, err := os.ReadFile(filepath.Join(source, file))
+			text, err := os.ReadFile(filepath.Join(source, file)) //nolint:gosec // of this repository
 			if err != nil {
 				return "", err
 			}
-			fmt.Fprintf(h, "%s %d\n", file, len(text))
+			_, _ = fmt.Fprintf(h, "%s %d\n", file, len(text))
 			h.Write(text)
 		}
 	}
@@ -210,7 +213,7 @@ func exists(path string) bool {
 
 // lock takes a lock on a file that the kernel drops when this process ends, however it ends.
 func lock(ctx context.Context, progress io.Writer, path, title string) (func(), error) {
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // below the cache folder
 	if err != nil {
 		return nil, err
 	}
@@ -225,7 +228,7 @@ func lock(ctx context.Context, progress io.Writer, path, title string) (func(), 
 			return nil, fmt.Errorf("locking %s: %w", path, err)
 		}
 		if !told {
-			fmt.Fprintf(progress, "waiting for another process that builds %s\n", title)
+			_, _ = fmt.Fprintf(progress, "waiting for another process that builds %s\n", title)
 			told = true
 		}
 		select {

@@ -21,7 +21,7 @@ type builder struct {
 }
 
 func (b *builder) goOutput(ctx context.Context, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd := exec.CommandContext(ctx, "go", args...) //nolint:gosec // the arguments are this package's own
 	cmd.Dir, cmd.Env = b.source, goEnv()
 	out, err := cmd.Output()
 	if err != nil {
@@ -39,7 +39,7 @@ func (b *builder) goBuild(ctx context.Context, args ...string) error {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(work) }()
-	cmd := exec.Command("go", append([]string{"build", "-v"}, args...)...)
+	cmd := exec.Command("go", append([]string{"build", "-v"}, args...)...) //nolint:gosec,noctx // own arguments; the whole group is killed below
 	cmd.Dir, cmd.Env = b.source, append(goEnv(), "GOTMPDIR="+work)
 	read, write, err := os.Pipe()
 	if err != nil {

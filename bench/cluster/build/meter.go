@@ -30,7 +30,7 @@ func startMeter(out io.Writer, title string) *meter {
 	if m.terminal {
 		every = time.Second
 	} else {
-		fmt.Fprintf(out, "building %s (once; later starts find it built)\n", title)
+		_, _ = fmt.Fprintf(out, "building %s (once; later starts find it built)\n", title)
 	}
 	m.finished.Go(func() {
 		ticker := time.NewTicker(every)
@@ -68,9 +68,9 @@ func (m *meter) print() {
 	m.mu.Unlock()
 	line := fmt.Sprintf("building %s: %s, %d packages compiled%s", m.title, time.Since(m.start).Round(time.Second), packages, last)
 	if m.terminal {
-		fmt.Fprintf(m.out, "\r\033[K%s", line)
+		_, _ = fmt.Fprintf(m.out, "\r\033[K%s", line)
 	} else {
-		fmt.Fprintln(m.out, line)
+		_, _ = fmt.Fprintln(m.out, line)
 	}
 }
 
@@ -78,10 +78,10 @@ func (m *meter) stop(err error) {
 	close(m.quit)
 	m.finished.Wait()
 	if m.terminal {
-		fmt.Fprint(m.out, "\r\033[K")
+		_, _ = fmt.Fprint(m.out, "\r\033[K")
 	}
 	if err == nil {
-		fmt.Fprintf(m.out, "built %s in %s\n", m.title, time.Since(m.start).Round(time.Second/10))
+		_, _ = fmt.Fprintf(m.out, "built %s in %s\n", m.title, time.Since(m.start).Round(time.Second/10))
 	}
 }
 

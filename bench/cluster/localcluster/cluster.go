@@ -99,7 +99,7 @@ func Start(ctx context.Context, config Config) (*Cluster, error) {
 		if !errors.Is(err, errPortTaken) || attempt == attempts {
 			return c, err
 		}
-		fmt.Fprintf(config.Progress, "starting again on other ports: %v\n", err)
+		_, _ = fmt.Fprintf(config.Progress, "starting again on other ports: %v\n", err)
 	}
 }
 
@@ -148,7 +148,7 @@ func start(ctx context.Context, config Config, built programs) (_ *Cluster, err 
 	if err := group.Wait(); err != nil {
 		return nil, err
 	}
-	fmt.Fprintf(c.progress, "cluster ready after %s\n", time.Since(began).Round(time.Second/10))
+	_, _ = fmt.Fprintf(c.progress, "cluster ready after %s\n", time.Since(began).Round(time.Second/10))
 	return c, nil
 }
 

@@ -81,11 +81,10 @@ func runJob(t *testing.T, client kubernetes.Interface, name, kind string, pods i
 	}
 	var last batchv1.JobStatus
 	err := wait.PollUntilContextTimeout(t.Context(), 50*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
-		job, err := jobs.Get(ctx, name, metav1.GetOptions{})
-		if err != nil {
-			return false, nil // an API server that is being restarted answers later
+		// An API server that is being restarted answers later.
+		if job, err := jobs.Get(ctx, name, metav1.GetOptions{}); err == nil {
+			last = job.Status
 		}
-		last = job.Status
 		return last.CompletionTime != nil, nil
 	})
 	if err != nil {

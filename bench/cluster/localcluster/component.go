@@ -94,12 +94,12 @@ func (c *Cluster) child(name, program string, args []string) *component {
 	log := filepath.Join(c.Dir, name+".log")
 	args = append(args, c.config.ExtraArgs[name]...)
 	return &component{name: name, log: log, fail: c.componentDied, run: func() (*run, error) {
-		file, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		file, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600) //nolint:gosec // below the cluster's folder
 		if err != nil {
 			return nil, err
 		}
 		defer func() { _ = file.Close() }()
-		cmd := exec.Command(program, args...)
+		cmd := exec.Command(program, args...) //nolint:gosec,noctx // what we have built; it lives until it is stopped
 		cmd.Dir, cmd.Stdout, cmd.Stderr = c.Dir, file, file
 		if err := spawn.Start(cmd); err != nil {
 			return nil, err
@@ -137,7 +137,7 @@ func (c *Cluster) componentDied(dead *component, err error) {
 		err = fmt.Errorf("%w: %w", errPortTaken, err)
 	}
 	err = fmt.Errorf("%s died: %w; the end of its log %s:\n%s", dead.name, err, dead.log, tail)
-	fmt.Fprintln(c.progress, err)
+	_, _ = fmt.Fprintln(c.progress, err)
 	select {
 	case c.failures <- err:
 	default: // the first failure is the one that explains the others
@@ -146,7 +146,7 @@ func (c *Cluster) componentDied(dead *component, err error) {
 
 func logTail(path string) string {
 	const lines = 12
-	text, err := os.ReadFile(path)
+	text, err := os.ReadFile(path) //nolint:gosec // a log that we have opened
 	if err != nil {
 		return err.Error()
 	}

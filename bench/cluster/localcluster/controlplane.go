@@ -34,7 +34,7 @@ var controllers = strings.Join([]string{
 }, ",")
 
 func (c *Cluster) startControlPlane(ctx context.Context) error {
-	ports, err := freePorts(3)
+	ports, err := freePorts(ctx, 3)
 	if err != nil {
 		return err
 	}
@@ -253,10 +253,11 @@ func (c *Cluster) poll(ctx context.Context, what string, ask func(context.Contex
 func plain(port int) string { return "http://" + net.JoinHostPort(loopback, strconv.Itoa(port)) }
 
 // freePorts picks ports that nobody listens on. Somebody may before we do; then the cluster is started again.
-func freePorts(count int) ([]int, error) {
+func freePorts(ctx context.Context, count int) ([]int, error) {
 	var ports []int
+	var listen net.ListenConfig
 	for range count {
-		listener, err := net.Listen("tcp", net.JoinHostPort(loopback, "0"))
+		listener, err := listen.Listen(ctx, "tcp", net.JoinHostPort(loopback, "0"))
 		if err != nil {
 			return nil, fmt.Errorf("looking for a free port: %w", err)
 		}

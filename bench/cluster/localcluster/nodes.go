@@ -50,7 +50,7 @@ func (c *Cluster) addProcessNode(name string) error {
 	}
 	log := filepath.Join(c.Dir, name+".log")
 	return c.add(&component{name: name, log: log, fail: c.componentDied, run: func() (*run, error) {
-		file, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		file, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600) //nolint:gosec // below the cluster's folder
 		if err != nil {
 			return nil, err
 		}
@@ -74,7 +74,7 @@ func (c *Cluster) addProcessNode(name string) error {
 
 func writeError(out io.Writer, err error) {
 	if err != nil {
-		fmt.Fprintln(out, err)
+		_, _ = fmt.Fprintln(out, err)
 	}
 }
 

@@ -104,7 +104,7 @@ func (r *containerRun) once(ctx context.Context, stop *stopper) *corev1.Containe
 	}
 	code := p.wait(ctx, stop)
 	ended := &corev1.ContainerStateTerminated{
-		ExitCode: int32(code), Reason: "Completed", StartedAt: startedAt, FinishedAt: metav1.Now(), ContainerID: id,
+		ExitCode: code, Reason: "Completed", StartedAt: startedAt, FinishedAt: metav1.Now(), ContainerID: id,
 	}
 	if code != 0 {
 		ended.Reason = "Error"
@@ -139,14 +139,14 @@ func (r *containerRun) start(ctx context.Context) (*process, error) {
 			"container %s has no command: a process node has no images to take an entry point from; set command", c.Name)}
 	}
 	dir := filepath.Join(r.dir, c.Name)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return nil, err
 	}
 	mounts, err := r.containerMounts(env, dir)
 	if err != nil {
 		return nil, err
 	}
-	log, err := os.OpenFile(r.logPath(r.known().restarts), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	log, err := os.OpenFile(r.logPath(r.known().restarts), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -177,7 +177,7 @@ func (r *containerRun) messagePath() string {
 }
 
 // terminationMessage reads what the container left, within the kubelet's limits.
-func (r *containerRun) terminationMessage(exitCode int) string {
+func (r *containerRun) terminationMessage(exitCode int32) string {
 	const fromFile, fromLog = 4096, 2048
 	text, _ := os.ReadFile(r.messagePath())
 	if len(text) == 0 && exitCode != 0 && r.container.TerminationMessagePolicy == corev1.TerminationMessageFallbackToLogsOnError {

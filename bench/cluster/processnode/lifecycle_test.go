@@ -37,7 +37,8 @@ func TestHowContainersEnd(t *testing.T) {
 			corev1.Container{Command: []string{"echo", "printed"}, TerminationMessagePolicy: fallback}, corev1.PodSucceeded, 0, "Completed", "",
 		},
 		"no such command": {
-			corev1.Container{Command: []string{"no-such-command"}}, corev1.PodFailed, 128, "StartError",
+			corev1.Container{Command: []string{"no-such-command"}},
+			corev1.PodFailed, 128, "StartError",
 			`"no-such-command": executable file not found in $PATH`,
 		},
 		"no such path":              {corev1.Container{Command: []string{"/no/such"}}, corev1.PodFailed, 128, "StartError", "/no/such"},

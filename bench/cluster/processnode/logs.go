@@ -39,7 +39,8 @@ func (n *Node) serveLogs() (*logServer, error) {
 	mux.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", n.containerLogs)
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	n.wg.Go(func() { _ = server.Serve(listener) })
-	return &logServer{server, int32(listener.Addr().(*net.TCPAddr).Port)}, nil
+	port := listener.Addr().(*net.TCPAddr).Port
+	return &logServer{server, int32(port)}, nil //nolint:gosec // a port has 16 bits
 }
 
 func (n *Node) containerLogs(w http.ResponseWriter, r *http.Request) {

@@ -84,7 +84,7 @@ func (n *Node) launch(l launchSpec) (*process, error) {
 	if c.Dir == "" {
 		c.Dir = "/"
 	}
-	cmd := exec.Command(n.Sandbox)
+	cmd := exec.Command(n.Sandbox) //nolint:gosec,noctx // our own program; it is ended with its container
 	cmd.Args[0] = "sandbox"
 	cmd.Env = []string{"GOMAXPROCS=1"} // of the sandbox, not of the container
 	if l.log != nil {
@@ -92,7 +92,7 @@ func (n *Node) launch(l launchSpec) (*process, error) {
 	}
 	p := &process{cmd: cmd, isolated: n.isolated(), done: make(chan struct{})}
 	if p.isolated {
-		if err := os.MkdirAll(l.scratch, 0o755); err != nil {
+		if err := os.MkdirAll(l.scratch, 0o750); err != nil {
 			return nil, err
 		}
 		c.Root = l.scratch
@@ -144,7 +144,7 @@ func isolation(user identity) *syscall.SysProcAttr {
 }
 
 // wait returns the exit code. A stop is a SIGTERM and, after the grace period, the end; the context's end is the end at once.
-func (p *process) wait(ctx context.Context, stop *stopper) int {
+func (p *process) wait(ctx context.Context, stop *stopper) int32 {
 	select {
 	case <-p.done:
 	case <-ctx.Done():
@@ -164,9 +164,9 @@ func (p *process) wait(ctx context.Context, stop *stopper) int {
 	<-p.done
 	state := p.cmd.ProcessState
 	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-		return 128 + int(status.Signal())
+		return 128 + int32(status.Signal()) //nolint:gosec // there are 64 signals
 	}
-	return state.ExitCode()
+	return int32(state.ExitCode()) //nolint:gosec // the kernel keeps 8 bits
 }
 
 // kill ends the program and all that it started.

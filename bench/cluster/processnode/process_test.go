@@ -21,7 +21,8 @@ func BenchmarkContainer(b *testing.B) {
 		"host":       nil,
 		"namespaces": {{Source: b.TempDir(), Target: "/dev/termination"}},
 		"volumes": {
-			{Source: b.TempDir(), Target: "/dev/termination"}, {Source: b.TempDir(), Target: tokenMount},
+			{Source: b.TempDir(), Target: "/dev/termination"},
+			{Source: b.TempDir(), Target: tokenMount},
 			{Source: b.TempDir(), Target: "/etc/lighterman-test", ReadOnly: true},
 		},
 	} {

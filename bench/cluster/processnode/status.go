@@ -135,10 +135,10 @@ func conditions(phase corev1.PodPhase, s *podState, ready bool) []corev1.PodCond
 		return corev1.PodCondition{Type: kind, Status: corev1.ConditionFalse, Reason: reason}
 	}
 	unready := "ContainersNotReady"
-	switch {
-	case phase == corev1.PodSucceeded:
+	switch phase {
+	case corev1.PodSucceeded:
 		unready = "PodCompleted"
-	case phase == corev1.PodFailed:
+	case corev1.PodFailed:
 		unready = "PodFailed"
 	}
 	return []corev1.PodCondition{

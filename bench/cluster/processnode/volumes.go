@@ -16,7 +16,7 @@ import (
 )
 
 // tokenMount is where every pod has its service account's token unless it declines.
-const tokenMount = "/var/run/secrets/kubernetes.io/serviceaccount"
+const tokenMount = "/var/run/secrets/kubernetes.io/serviceaccount" //nolint:gosec // a path, no credential
 
 func volumesDir(podDir string) string { return filepath.Join(podDir, "volumes") }
 
@@ -52,7 +52,7 @@ func (n *Node) makeVolume(ctx context.Context, pod *corev1.Pod, v *corev1.Volume
 	switch {
 	case v.EmptyDir != nil:
 		// Any user may write to an emptyDir, whatever the umask of this process.
-		return errors.Join(os.MkdirAll(folder, 0o777), os.Chmod(folder, 0o777))
+		return errors.Join(os.MkdirAll(folder, 0o750), os.Chmod(folder, 0o777)) //nolint:gosec // as a kubelet does
 	case v.Secret != nil:
 		mode = v.Secret.DefaultMode
 		files, err = n.secretFiles(ctx, pod, v.Secret.SecretName, v.Secret.Items, v.Secret.Optional)
@@ -76,21 +76,21 @@ func (n *Node) makeVolume(ctx context.Context, pod *corev1.Pod, v *corev1.Volume
 }
 
 func writeFiles(folder string, files []volumeFile, defaultMode *int32) error {
-	if err := os.MkdirAll(folder, 0o755); err != nil {
+	if err := os.MkdirAll(folder, 0o750); err != nil {
 		return err
 	}
 	for _, file := range files {
 		if !filepath.IsLocal(file.path) {
-			return fmt.Errorf("path %q leaves the volume; use a relative path without ..", file.path)
+			return fmt.Errorf("path %q leaves the volume; use a relative path that stays inside", file.path)
 		}
 		mode := fs.FileMode(0o644)
 		for _, wanted := range []*int32{defaultMode, file.mode} {
 			if wanted != nil {
-				mode = fs.FileMode(*wanted) & fs.ModePerm
+				mode = fs.FileMode(*wanted) & fs.ModePerm //nolint:gosec // the API allows 0 to 0777
 			}
 		}
 		path := filepath.Join(folder, file.path)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 			return err
 		}
 		// A volume that was half made is made again, and its files may be read-only by now.
@@ -202,7 +202,7 @@ func (r *containerRun) containerMounts(env environment, dir string) ([]spec.Moun
 		}
 		return nil, nil
 	}
-	if err := os.WriteFile(r.messagePath(), nil, 0o666); err != nil {
+	if err := os.WriteFile(r.messagePath(), nil, 0o600); err != nil {
 		return nil, err
 	}
 	messagePath := c.TerminationMessagePath
@@ -238,11 +238,11 @@ func (r *containerRun) mountSource(env environment, m *corev1.VolumeMount) (stri
 		return source, nil
 	}
 	if !filepath.IsLocal(sub) {
-		return "", fmt.Errorf("subPath %q leaves the volume; use a relative path without ..", sub)
+		return "", fmt.Errorf("subPath %q leaves the volume; use a relative path that stays inside", sub)
 	}
 	source = filepath.Join(source, sub)
 	if _, err := os.Stat(source); errors.Is(err, fs.ErrNotExist) {
-		return source, os.MkdirAll(source, 0o777)
+		return source, os.MkdirAll(source, 0o750)
 	}
 	return source, nil
 }

@@ -86,7 +86,7 @@ func start(c spec.Container, isolated bool) (int, error) {
 	} else {
 		attributes.Pdeathsig = syscall.SIGKILL
 	}
-	pid, err := syscall.ForkExec(path, c.Args, &syscall.ProcAttr{
+	pid, err := syscall.ForkExec(path, c.Args, &syscall.ProcAttr{ //nolint:gosec // running what it is told is its purpose
 		Env:   c.Env,
 		Files: []uintptr{null.Fd(), 1, 2},
 		Sys:   attributes,
@@ -126,7 +126,7 @@ func endDescendants() {
 	for {
 		files, _ := filepath.Glob("/proc/self/task/*/children")
 		for _, file := range files {
-			text, _ := os.ReadFile(file)
+			text, _ := os.ReadFile(file) //nolint:gosec // of /proc
 			for _, field := range strings.Fields(string(text)) {
 				if pid, err := strconv.Atoi(field); err == nil {
 					_ = syscall.Kill(pid, syscall.SIGKILL)

@@ -77,8 +77,8 @@ func (r *root) mountVolume(m spec.Mount) error {
 		return err
 	}
 	const sameBits = syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_NOEXEC | syscall.MS_NOATIME | syscall.MS_NODIRATIME
-	flags := uintptr(stat.Flags) & sameBits
-	if stat.Flags&0x1000 != 0 { // ST_RELATIME
+	flags := uintptr(stat.Flags) & sameBits //nolint:gosec // a bit set
+	if stat.Flags&0x1000 != 0 {             // ST_RELATIME
 		flags |= syscall.MS_RELATIME
 	}
 	return mount("", target, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY|flags, "")
@@ -132,10 +132,10 @@ func (r *root) create(parent, path string, folder bool) error {
 	}
 	full := filepath.Join(r.dir, path)
 	if !folder {
-		return os.WriteFile(full, nil, 0o644)
+		return os.WriteFile(full, nil, 0o600)
 	}
 	r.own[path] = !r.inVolume(parent)
-	return os.Mkdir(full, 0o755)
+	return os.Mkdir(full, 0o750)
 }
 
 func (r *root) inVolume(path string) bool {
@@ -154,7 +154,7 @@ func (r *root) copyFolder(path string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.Mkdir(aside, 0o755); err != nil {
+	if err := os.Mkdir(aside, 0o750); err != nil {
 		return err
 	}
 	if err := mount("tmpfs", aside, "tmpfs", 0, fmt.Sprintf("mode=%#o", mode(info))); err != nil {
@@ -206,11 +206,11 @@ func copyEntry(from, to string, kind fs.FileMode) error {
 		}
 		return os.Symlink(link, to)
 	case fs.ModeDir:
-		if err := os.Mkdir(to, 0o755); err != nil {
+		if err := os.Mkdir(to, 0o750); err != nil {
 			return err
 		}
 	default:
-		if err := os.WriteFile(to, nil, 0o644); err != nil {
+		if err := os.WriteFile(to, nil, 0o600); err != nil {
 			return err
 		}
 	}
@@ -221,7 +221,7 @@ func copyEntry(from, to string, kind fs.FileMode) error {
 // Kubernetes puts the termination message.
 func (r *root) makeDev() error {
 	dev := filepath.Join(r.dir, "dev")
-	if err := os.Mkdir(dev, 0o755); err != nil {
+	if err := os.Mkdir(dev, 0o750); err != nil {
 		return err
 	}
 	r.own["/dev"] = true
@@ -242,14 +242,14 @@ func (r *root) makeDev() error {
 		}
 	}
 	shm := filepath.Join(dev, "shm")
-	return errors.Join(os.Mkdir(shm, 0o1777), mount("tmpfs", shm, "tmpfs", 0, "mode=1777"))
+	return errors.Join(os.Mkdir(shm, 0o750), mount("tmpfs", shm, "tmpfs", 0, "mode=1777"))
 }
 
 // makeProc shows the processes of the container. Where the host itself is a container that hides parts of /proc, the
 // kernel refuses a new one; the host's then serves, with the host's process numbers.
 func (r *root) makeProc() error {
 	proc := filepath.Join(r.dir, "proc")
-	if err := os.Mkdir(proc, 0o755); err != nil {
+	if err := os.Mkdir(proc, 0o750); err != nil {
 		return err
 	}
 	if mount("proc", proc, "proc", syscall.MS_NOSUID|syscall.MS_NODEV|syscall.MS_NOEXEC, "") == nil {
