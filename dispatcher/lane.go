@@ -190,12 +190,7 @@ func (l *lane) run(ctx context.Context) {
 	ending.Go(func() { l.settle(drain) })
 	ending.Go(func() { l.mark(drain) })
 
-	l.tracker.Follow(l.identity, l)
-	for _, job := range l.tracker.OfSource(l.identity) {
-		if id, err := jobs.IdentityOf(job); err == nil {
-			l.JobChanged(id, job)
-		}
-	}
+	l.follow()
 	working.Go(func() { l.receive(ctx) })
 	working.Go(func() { l.launch(ctx) })
 	working.Go(func() { l.watchStarts(ctx) })

@@ -9,12 +9,32 @@ import (
 	"github.com/lighterman-dev/lighterman/metrics"
 )
 
+// follow has the tracker tell of the source's Jobs from now on, and takes note of those that there are.
+func (l *lane) follow() {
+	l.tracker.Follow(l.identity, l)
+	for _, job := range l.tracker.OfSource(l.identity) {
+		l.mu.Lock()
+		// It may have ended since it was listed, and been told of. To go back would leave it running for ever.
+		if job = l.tracker.Current(job); job != nil {
+			if id, err := jobs.IdentityOf(job); err == nil {
+				l.jobChanged(id, job)
+			}
+		}
+		l.mu.Unlock()
+	}
+}
+
 // JobChanged is told by the tracker how a Job of this lane's source stands.
 func (l *lane) JobChanged(id jobs.Identity, job *batchv1.Job) {
-	status := jobs.StatusOf(job)
 	l.mu.Lock()
-	defer l.endIfEmpty()
-	defer l.mu.Unlock()
+	l.jobChanged(id, job)
+	l.mu.Unlock()
+	l.endIfEmpty()
+}
+
+// jobChanged is JobChanged. The caller holds the mutex.
+func (l *lane) jobChanged(id jobs.Identity, job *batchv1.Job) {
+	status := jobs.StatusOf(job)
 	t := l.tasks[id.MessageID]
 	if t == nil {
 		if !l.stopping && !status.Phase.Finished() && job.Labels[jobs.LabelSettled] == "" {

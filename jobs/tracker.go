@@ -94,6 +94,15 @@ func (t *Tracker) OfMessage(source, messageID string) []*batchv1.Job {
 // OfSource is all known Jobs of a source, in no order.
 func (t *Tracker) OfSource(source string) []*batchv1.Job { return t.byIndex(bySource, source) }
 
+// Current is what is known of a Job by now; nil where it is gone.
+func (t *Tracker) Current(job *batchv1.Job) *batchv1.Job {
+	obj, exists, err := t.informer.GetIndexer().Get(job)
+	if err != nil || !exists {
+		return nil
+	}
+	return obj.(*batchv1.Job)
+}
+
 func (t *Tracker) byIndex(index, key string) []*batchv1.Job {
 	objs, err := t.informer.GetIndexer().ByIndex(index, key)
 	if err != nil {

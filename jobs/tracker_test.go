@@ -70,6 +70,12 @@ func TestTracker(t *testing.T) {
 	expect("of the message", tracker.OfMessage(testID.Source, "m1"), one.Name, retry.Name)
 	expect("of the source", tracker.OfSource(testID.Source), one.Name, retry.Name, other.Name)
 	expect("of another source", tracker.OfSource("x://h/elsewhere"), elsewhere.Name)
+	if got := tracker.Current(one); got == nil || got.Name != one.Name {
+		t.Errorf("current %v, want %s", got, one.Name)
+	}
+	if got := tracker.Current(testJob(t, Identity{Source: testID.Source, MessageID: "gone", Attempt: 1})); got != nil {
+		t.Errorf("current %v of a Job that does not exist", got)
+	}
 	expect("of no message", tracker.OfMessage(testID.Source, "m3"))
 }
 
