@@ -114,6 +114,7 @@ func TestRoom(t *testing.T) {
 		"a slow rate":           {annotation.Spec{MaxInFlight: 10, JobsPerSecond: 0.1}, func(*lane) {}, 1},
 		"a slow rate, one here": {annotation.Spec{MaxInFlight: 10, JobsPerSecond: 0.1}, func(l *lane) { l.waiting = 1 }, 0},
 		"a rate":                {annotation.Spec{MaxInFlight: 10, JobsPerSecond: 4.5}, func(l *lane) { l.waiting = 2 }, 3},
+		"a rate, hardly used":   {annotation.Spec{MaxInFlight: 10, JobsPerSecond: 4.5}, func(l *lane) { l.waiting = 3 }, 0},
 		"paused":                {annotation.Spec{MaxInFlight: 10, Paused: true}, func(*lane) {}, 0},
 		"blocked":               {annotation.Spec{MaxInFlight: 10}, func(l *lane) { l.blocked = errFault }, 0},
 		"outage":                {annotation.Spec{MaxInFlight: 10}, func(l *lane) { l.outage = true }, 0},

@@ -231,8 +231,14 @@ func (l *lane) room() int {
 		n = min(n, s.spec.MaxPending-l.unready-l.waiting)
 	}
 	if rate := s.spec.JobsPerSecond; rate > 0 {
-		// A second's worth: more would only wait here, hidden from other dispatchers.
-		n = min(n, max(int(math.Ceil(rate)), 1)-l.waiting)
+		// A second's worth: more would only wait here, hidden from other dispatchers. Not before half of it is gone: a call to the
+		// source for each message would cost more than it is worth.
+		most := max(int(math.Ceil(rate)), 1)
+		free := most - l.waiting
+		if free < (most+1)/2 {
+			return 0
+		}
+		n = min(n, free)
 	}
 	return max(n, 0)
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/lighterman-dev/lighterman/jobs"
 	"github.com/lighterman-dev/lighterman/lease"
+	"github.com/lighterman-dev/lighterman/lease/leasetest"
 )
 
 func (q *queue) sendMany(n int) {
@@ -122,6 +123,9 @@ func TestJobsPerSecond(t *testing.T) {
 					if waiting := h.leased(q) - len(h.jobs()); waiting > test.leased {
 						t.Fatalf("%d are leased and wait, want %d at most (invariant 6)", waiting, test.leased)
 					}
+				}
+				if got := q.calls(leasetest.OpReceive); got > len(h.jobs())/min(test.leased, 4)+20 {
+					t.Errorf("%d receives for %d Jobs", got, len(h.jobs()))
 				}
 				if got := len(h.jobs()); got < test.launch[0] || got > test.launch[1] {
 					t.Errorf("%d Jobs in %v, want %v", got, test.lasts, test.launch)
