@@ -42,7 +42,7 @@ type loop struct {
 func (a *arena) loop(namespace string, workers, count int) *loop {
 	a.Helper()
 	plan := must(json.Marshal(loopPlan{Kubeconfig: a.kubeconfig, Namespace: namespace, Workers: workers, Jobs: count}))(a.B)
-	cmd := exec.Command(must(os.Executable())(a.B))
+	cmd := exec.CommandContext(a.Context(), must(os.Executable())(a.B))
 	cmd.Env = append(os.Environ(), loopVariable+"="+string(plan))
 	l := &loop{in: must(cmd.StdinPipe())(a.B)}
 	// Not StdoutPipe, which Wait closes, read or not.
@@ -115,8 +115,7 @@ func runLoop(text string) error {
 // createJobs creates the same Jobs as lighterman does.
 func createJobs(ctx context.Context, client kubernetes.Interface, plan loopPlan) error {
 	const source = "redis-streams://127.0.0.1:6379/0/tasks?group=lighterman"
-	strip := func(annotations map[string]string) map[string]string { return maps.Clone(annotations) }
-	made, err := jobs.FromCronJob(template(plan.Namespace, nil), strip)
+	made, err := jobs.FromCronJob(template(plan.Namespace, nil), maps.Clone)
 	if err != nil {
 		return err
 	}

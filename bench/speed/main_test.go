@@ -8,6 +8,7 @@
 package speed
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -52,7 +53,7 @@ func run(m *testing.M) int {
 	}()
 	build = sync.OnceValues(func() (string, error) {
 		binary := filepath.Join(dir, "lighterman")
-		cmd := exec.Command("go", "build", "-o", binary, "./cmd/lighterman")
+		cmd := exec.CommandContext(context.Background(), "go", "build", "-o", binary, "./cmd/lighterman")
 		cmd.Dir = "../.."
 		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 		return binary, cmd.Run()

@@ -30,6 +30,8 @@ func start(b *testing.B, cmd *exec.Cmd) *process {
 	file := must(os.Create(p.log))(b)
 	defer func() { _ = file.Close() }()
 	cmd.Stderr = file
+	// Not killed when the benchmark's context ends, which is before its cleanups.
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	if err := spawn.Start(cmd); err != nil {
 		b.Fatal(err)
 	}
@@ -50,7 +52,7 @@ func start(b *testing.B, cmd *exec.Cmd) *process {
 func (a *arena) lighterman(namespace string) *process {
 	a.Helper()
 	binary := must(build())(a.B)
-	return start(a.B, exec.Command(binary, "run", "--kubeconfig", a.kubeconfig, "--namespace", namespace,
+	return start(a.B, exec.CommandContext(a.Context(), binary, "run", "--kubeconfig", a.kubeconfig, "--namespace", namespace,
 		"--metrics-addr", "127.0.0.1:0"))
 }
 

@@ -1,6 +1,8 @@
 package speed
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -10,14 +12,16 @@ import (
 )
 
 const (
-	// pairs of rounds, one of lighterman and one of the plain loop, in turns, so that what else happens on the machine
-	// strikes both.
-	pairs = 5
+	// pairs of rounds, one of lighterman and one of the plain loop, close together and now one first, now the other, so that
+	// what else happens on the machine strikes both.
+	pairs = 10
 	// roundJobs is how many Jobs a round creates.
-	roundJobs = 2500
+	roundJobs = 1500
 	// trialJobs is how many Jobs each number of workers of the plain loop is tried with, trialRounds times.
 	trialJobs   = 1000
 	trialRounds = 2
+	// settle is how long the API server is left alone before each round.
+	settle = 2 * time.Second
 )
 
 // round is one measurement.
@@ -36,19 +40,27 @@ func BenchmarkJobsFromRedis(b *testing.B) {
 	queue := redis.NewClient(must(redis.ParseURL(server.URL()))(b))
 	b.Cleanup(func() { _ = queue.Close() })
 	for b.Loop() {
-		workers := a.bestWorkers()
 		a.dispatcherRound(queue, server.URL(), trialJobs) // to warm up
+		workers := a.bestWorkers()
 		var dispatcher, plain []round
 		var ratios []float64
-		for range pairs {
-			d := a.dispatcherRound(queue, server.URL(), roundJobs)
-			p := a.loopRound(workers, roundJobs)
+		var each []string
+		for n := range pairs {
+			var d, p round
+			if n%2 == 0 {
+				d = a.dispatcherRound(queue, server.URL(), roundJobs)
+				p = a.loopRound(workers, roundJobs)
+			} else {
+				p = a.loopRound(workers, roundJobs)
+				d = a.dispatcherRound(queue, server.URL(), roundJobs)
+			}
 			dispatcher, plain = append(dispatcher, d), append(plain, p)
 			ratios = append(ratios, d.rate/p.rate)
-			b.Logf("pair %d: dispatcher %.0f Jobs/s, plain loop %.0f Jobs/s, ratio %.2f", len(ratios), d.rate, p.rate, d.rate/p.rate)
+			each = append(each, fmt.Sprintf("%.0f/%.0f", d.rate, p.rate))
 		}
+		b.Logf("pairs: %s Jobs/s", strings.Join(each, ", "))
 		d, p, ratio := medians(dispatcher), medians(plain), median(ratios)
-		b.Logf("dispatcher %.0f Jobs/s, plain loop %.0f Jobs/s (%d workers), ratio %.2f (median of %d pairs of %d Jobs)",
+		b.Logf("dispatcher %.0f Jobs/s, plain loop %.0f Jobs/s (%d workers), ratio %.2f (medians of %d pairs of rounds of %d Jobs)",
 			d.rate, p.rate, workers, ratio, pairs, roundJobs)
 		b.Logf("CPU a Job: dispatcher %.2f ms, plain loop %.2f ms (%.2f times); API server %.2f ms under the dispatcher, %.2f ms under the loop; %.2f API requests a Job",
 			d.cpu, p.cpu, d.cpu/p.cpu, d.serverCPU, p.serverCPU, d.requests)
@@ -122,7 +134,6 @@ func (a *arena) dispatcherRound(queue *redis.Client, url string, count int) roun
 	// Its first Job tells that lighterman leads, knows the template and reads the stream.
 	send(1)
 	a.waitForJobs(namespace, 1)
-	time.Sleep(time.Second)
 	r := a.measure(p, namespace, count, 1, func() { send(count) })
 	// It must not see the Jobs go: it would count that as failed attempts.
 	p.stop()
@@ -136,6 +147,8 @@ func (a *arena) dispatcherRound(queue *redis.Client, url string, count int) roun
 // measure takes the time from begin until there are count Jobs more than there were.
 func (a *arena) measure(p *process, namespace string, count, before int, begin func()) round {
 	a.Helper()
+	// The API server has just deleted the Jobs of the last round, and has work from that.
+	time.Sleep(settle)
 	loadBefore, cpuBefore, began := a.load(), p.cpu(), time.Now()
 	begin()
 	a.waitForJobs(namespace, before+count)
