@@ -308,6 +308,26 @@ func TestRejectedJobs(t *testing.T) {
 	}
 }
 
+// TestRefusalGivesBackWhatWaits (invariant 6): more messages wait than are launched at once.
+func TestRefusalGivesBackWhatWaits(t *testing.T) {
+	world(t, func(t *testing.T, h *harness) {
+		q := h.dispatch("resize")
+		h.start()
+		advance(time.Second)
+		h.api.inject(&apiFault{verbs: "create", resource: "jobs", delay: time.Second, answer: forbidden})
+		h.api.inject(&apiFault{verbs: "dry-run", resource: "jobs", answer: forbidden})
+		q.sendMany(80)
+		advance(900 * time.Millisecond)
+		if h.leased(q) <= 32 {
+			t.Fatalf("%d are leased, too few to show anything", h.leased(q))
+		}
+		advance(3 * time.Second)
+		if got := h.leased(q); got != 0 || q.Len() != 80 {
+			t.Errorf("%d are leased while nothing can be launched", got)
+		}
+	})
+}
+
 // TestQuotaThatIsUsedUpAgainAndAgain: with each Job that goes, there is room for one more, and a dry run passes.
 func TestQuotaThatIsUsedUpAgainAndAgain(t *testing.T) {
 	world(t, func(t *testing.T, h *harness) {
