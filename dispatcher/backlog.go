@@ -2,6 +2,7 @@ package dispatcher
 
 import (
 	"context"
+	"time"
 
 	"github.com/lighterman-dev/lighterman/lease"
 	"github.com/lighterman-dev/lighterman/metrics"
@@ -10,12 +11,17 @@ import (
 // readBacklog tells the metrics how much the source holds, until ctx ends.
 func (l *lane) readBacklog(ctx context.Context) {
 	for {
+		asked := time.Now()
 		callCtx, cancel := context.WithTimeout(ctx, l.tuning.SourceTimeout)
 		backlog, err := l.source.Backlog(callCtx)
 		cancel()
 		switch {
-		case err == nil:
+		case err == nil && !l.isRetired():
 			l.metrics.SetBacklog(backlog.Messages, backlog.Leased)
+			if backlog.Messages == 0 {
+				l.markGone(asked)
+			}
+		case err == nil: // another lane may have the series by now
 		case ctx.Err() == nil:
 			l.metrics.Error(metrics.StageBacklog, lease.Class(err))
 			l.log.Debug("reading the backlog failed", "err", err)

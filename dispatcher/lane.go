@@ -184,7 +184,7 @@ func (l *lane) run(ctx context.Context) {
 	drain, cancelDrain := lingering(ctx, l.tuning.DrainTimeout)
 	defer cancelDrain()
 
-	var renewing, working, ending sync.WaitGroup
+	var renewing, reading, working, ending sync.WaitGroup
 	keeping, stopKeeping := context.WithCancel(context.WithoutCancel(ctx))
 	renewing.Go(func() { l.keeper.Run(keeping) })
 	ending.Go(func() { l.settle(drain) })
@@ -195,7 +195,7 @@ func (l *lane) run(ctx context.Context) {
 	working.Go(func() { l.launch(ctx) })
 	working.Go(func() { l.watchStarts(ctx) })
 	working.Go(func() { l.probe(ctx) })
-	working.Go(func() { l.readBacklog(ctx) })
+	reading.Go(func() { l.readBacklog(ctx) })
 
 	select {
 	case <-l.quit:
@@ -212,6 +212,7 @@ func (l *lane) run(ctx context.Context) {
 	l.tracker.Unfollow(l.identity)
 	stopKeeping()
 	renewing.Wait()
+	reading.Wait()
 	l.freeSlots()
 	if err := l.source.Close(); err != nil {
 		l.log.Warn("closing the source failed", "err", err)
@@ -248,10 +249,17 @@ func (l *lane) holdsBack() bool {
 	return l.retired || l.stopping || l.blocked != nil || l.settings.Load().spec.Paused
 }
 
-// leaveQueue counts a task as no longer waiting to be launched, which makes room for another. The caller holds the mutex.
-func (l *lane) leaveQueue() {
-	l.waiting--
-	wake(l.wakeReceive)
+// move changes a task's state, and keeps count of those that wait to be launched. Nothing else writes the state. The caller holds
+// the mutex.
+func (l *lane) move(t *task, to state) {
+	if t.state == queued {
+		l.waiting--
+		wake(l.wakeReceive) // there is room for another
+	}
+	if to == queued {
+		l.waiting++
+	}
+	t.state = to
 }
 
 // remove ends a task. The caller holds the mutex.
@@ -260,9 +268,7 @@ func (l *lane) remove(t *task) {
 		delete(l.tasks, t.messageID)
 	}
 	l.setPending(t, false)
-	if t.state == queued {
-		l.leaveQueue()
-	}
+	l.move(t, ended)
 	l.dropSlot(t)
 }
 
@@ -274,7 +280,15 @@ func (l *lane) takeSlot(t *task) {
 	t.slot = true
 	l.inFlight++
 	l.slots.take(1)
-	l.metrics.InFlight.Set(float64(l.inFlight))
+	l.showInFlight()
+}
+
+// showInFlight tells the metrics how many tasks there are. A retired lane may share its series with the one that follows it, whose
+// numbers they are then. The caller holds the mutex.
+func (l *lane) showInFlight() {
+	if !l.retired {
+		l.metrics.InFlight.Set(float64(l.inFlight))
+	}
 }
 
 // dropSlot lets a task no longer count as in flight. The caller holds the mutex.
@@ -285,7 +299,7 @@ func (l *lane) dropSlot(t *task) {
 	t.slot = false
 	l.inFlight--
 	l.slots.release(1)
-	l.metrics.InFlight.Set(float64(l.inFlight))
+	l.showInFlight()
 	wake(l.wakeReceive)
 }
 
@@ -336,7 +350,8 @@ func (l *lane) endIfEmpty() {
 // runs on (invariant 5).
 func (l *lane) lost(held *lease.Lease, err error) {
 	l.metrics.LeasesLost.Inc()
-	l.log.Warn("lease lost", "message_id", held.ID, "err", err)
+	l.log.Debug("lease lost", "message_id", held.ID, "err", err)
+	l.report.problem(l.settings.Load().object, leaseProblem(held.ID, err))
 	l.mu.Lock()
 	if t := l.tasks[held.ID]; t != nil && t.lease == held {
 		t.lease = nil

@@ -67,8 +67,7 @@ func (l *lane) nextQueued(ctx context.Context) (o order, ok bool) {
 			if t.state != queued || t.lease == nil {
 				continue
 			}
-			t.state = launching
-			l.leaveQueue()
+			l.move(t, launching)
 			l.setPending(t, true)
 			o := order{t, t.attempt, t.lease}
 			l.mu.Unlock()
@@ -189,7 +188,7 @@ func (l *lane) launched(t *task, job *batchv1.Job, adopted bool) {
 	if t.state != launching {
 		return // the watch was faster
 	}
-	t.state = running
+	l.move(t, running)
 	t.launchedAt = now
 	if status.Phase.Finished() {
 		l.finished(t, job.Name, status)

@@ -18,15 +18,15 @@ type mark struct {
 	failures int
 }
 
-// markConcurrency is how many Jobs a lane marks at once.
-const markConcurrency = 8
+// tellMarkAfter is after how many failures to mark a Job a person should know.
+const tellMarkAfter = 3
 
 // mark writes on the Jobs of settled messages that they are history, and hands them to the TTL controller, until ctx ends, or
 // until the lane stops and nothing is left to do.
 func (l *lane) mark(ctx context.Context) {
 	var marking sync.WaitGroup
 	defer marking.Wait()
-	concurrency := make(chan struct{}, markConcurrency)
+	concurrency := make(chan struct{}, l.tuning.LaunchConcurrency) // a Job is marked for each that is created
 	for {
 		next, ok, finished := l.nextMark()
 		if finished {
@@ -77,6 +77,9 @@ func (l *lane) markOne(ctx context.Context, m mark) {
 	l.log.Debug("marking a Job as settled failed, and is tried again", "job", m.job.Name, "err", err)
 	delay := spread(doubled(200*time.Millisecond, 30*time.Second, m.failures))
 	m.failures++
+	if m.failures == tellMarkAfter {
+		l.report.problem(l.settings.Load().object, markProblem(err))
+	}
 	time.AfterFunc(delay, func() { l.marked(&m) })
 }
 
@@ -91,6 +94,30 @@ func (l *lane) marked(again *mark) {
 	wake(l.wakeMark)
 	l.endIfEmpty()
 }
+
+// markGone marks the finished Jobs whose messages are settled although nobody could note it: the answer of the source was lost, or a
+// dispatcher crashed in between. What shows it is a source that was empty when it was asked, at a time long after the Job finished.
+func (l *lane) markGone(emptyAt time.Time) {
+	before := emptyAt.Add(-l.settings.Load().spec.LeaseDuration - clockSkew)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.toMark) > 0 || l.marking > 0 {
+		return // those of the last time may be among them
+	}
+	for _, job := range l.tracker.OfSource(l.identity) {
+		id, err := jobs.IdentityOf(job)
+		status := jobs.StatusOf(job)
+		if err != nil || !status.Phase.Finished() || !status.FinishedAt.Before(before) ||
+			job.Labels[jobs.LabelSettled] != "" || l.tasks[id.MessageID] != nil {
+			continue
+		}
+		l.toMark = append(l.toMark, mark{job: job, outcome: gone})
+	}
+	wake(l.wakeMark)
+}
+
+// clockSkew is by how much the clocks of the API server and ours may differ.
+const clockSkew = time.Minute
 
 // keep is how much longer a settled Job stays (invariant 4): as long as a request of a former leader can still be under way,
 // or as the template wishes, whichever is longer.

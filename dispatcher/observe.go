@@ -45,13 +45,13 @@ func (l *lane) jobChanged(id jobs.Identity, job *batchv1.Job) {
 	if t.state == settling || id.Attempt < t.attempt || t.state == resting {
 		return
 	}
-	if t.state == queued {
-		// Somebody launched the attempt meanwhile, or even a later one: a former leader whose request was under way.
-		l.leaveQueue()
+	// Where the task still waits to be launched, somebody launched the attempt meanwhile, or even a later one: a former leader
+	// whose request was under way.
+	if t.attempt != id.Attempt {
+		t.attempt, t.startable = id.Attempt, time.Time{}
 	}
-	t.attempt = id.Attempt
 	if t.state != running {
-		t.state = running
+		l.move(t, running)
 		t.launchedAt = time.Now()
 	}
 	if status.Phase.Finished() {
@@ -100,9 +100,14 @@ func (l *lane) adoptOrphan(id jobs.Identity, job *batchv1.Job, status jobs.Statu
 
 // progress notes how far a running Job is. The caller holds the mutex.
 func (l *lane) progress(t *task, status jobs.Status) {
-	t.suspended = status.Suspended
 	l.setPending(t, status.Phase == jobs.Pending)
-	if t.pending {
+	switch {
+	case !t.pending:
+		t.started = t.attempt
+	case status.Suspended:
+		// It waits to be admitted, by Kueue or by a person; its time begins then.
+		t.startable = time.Time{}
+	default:
 		l.awaitStart(t)
 	}
 }

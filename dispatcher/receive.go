@@ -53,6 +53,7 @@ func (l *lane) receive(ctx context.Context) {
 		case err != nil:
 			l.metrics.Error(metrics.StageReceive, lease.Class(err))
 			l.report.problem(l.settings.Load().object, l.sourceProblem(err))
+			batch = idleBatch // a source that hangs must not keep many slots from the others
 			if errors.Is(err, lease.ErrUnauthorized) {
 				l.recheck() // the Secret may hold another connection string by now
 			}
@@ -106,7 +107,7 @@ func (l *lane) admit(leases []*lease.Lease) (used int) {
 	if l.holdsBack() {
 		l.giveBackQueued() // that came while the messages were on their way
 	}
-	l.metrics.InFlight.Set(float64(l.inFlight))
+	l.showInFlight()
 	return used
 }
 
@@ -122,7 +123,6 @@ func (l *lane) admitOne(held *lease.Lease, now time.Time) bool {
 	l.inFlight++ // the slot was reserved
 	l.keeper.Hold(held)
 	if held.Unreadable != nil {
-		t.state = settling
 		l.decided(t, settlement{outcome: poisoned, reason: held.Unreadable.Error()})
 		return true
 	}
@@ -173,7 +173,7 @@ func (l *lane) resume(t *task, job *batchv1.Job) {
 	status := jobs.StatusOf(job)
 	if !status.Phase.Finished() {
 		l.metrics.Adopted.Inc()
-		t.state = running
+		l.move(t, running)
 		t.launchedAt = job.CreationTimestamp.Time
 		l.progress(t, status)
 		return
@@ -211,9 +211,8 @@ func (l *lane) lastJob(messageID string) *batchv1.Job {
 // enqueue lets a task wait to be launched. The caller holds the mutex.
 func (l *lane) enqueue(t *task) {
 	l.setPending(t, false)
-	t.state = queued
-	t.failed = false
-	l.waiting++
+	l.move(t, queued)
+	t.failed, t.startable = false, time.Time{}
 	l.queue = append(l.queue, t)
 	wake(l.wakeLaunch)
 }

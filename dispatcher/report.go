@@ -37,6 +37,8 @@ const (
 	aboutForeign  about = "foreign"
 	aboutStart    about = "start"
 	aboutPoison   about = "poison"
+	aboutLease    about = "lease"
+	aboutMark     about = "mark"
 )
 
 // told is what was said last.
@@ -155,6 +157,20 @@ func creationProblem(err error) problem {
 	return problem{
 		about: aboutCreation, key: jobs.Class(err), reason: "JobCreationFailing",
 		text: fmt.Sprintf("Jobs cannot be created at the moment, and nothing is received until they can: %v", err),
+	}
+}
+
+func leaseProblem(messageID string, err error) problem {
+	return problem{
+		about: aboutLease, key: lease.Class(err), reason: "LeaseLost",
+		text: fmt.Sprintf("the lease of message %s ended early; its Job, if it runs, runs on, and the message is settled when it is delivered again: %v", messageID, err),
+	}
+}
+
+func markProblem(err error) problem {
+	return problem{
+		about: aboutMark, key: jobs.Class(err), reason: "MarkingFailing",
+		text: fmt.Sprintf("Jobs whose messages are settled cannot be marked so, and are not cleaned up until they are; check the right to patch Jobs: %v", err),
 	}
 }
 

@@ -3,6 +3,7 @@ package dispatcher
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -31,23 +32,20 @@ func (l *lane) settleTask(t *task, s settlement) {
 // decided fixes what becomes of a task's message, and hands it to settle. Without a lease it can only wait for the message to come
 // again: the Job tells then what became of it, or, where the Job is gone, the task does. The caller holds the mutex.
 func (l *lane) decided(t *task, s settlement) {
-	if t.state == queued {
-		l.leaveQueue()
-	}
 	l.setPending(t, false)
 	t.settlement = s
 	if t.lease == nil {
 		l.rest(t)
 		return
 	}
-	t.state = settling
+	l.move(t, settling)
 	l.toSettle = append(l.toSettle, t)
 	wake(l.wakeSettle)
 }
 
 // rest ends our work on a task whose message is not with us any more. The caller holds the mutex.
 func (l *lane) rest(t *task) {
-	t.state = resting
+	l.move(t, resting)
 	if t.recordLost && !l.retired {
 		l.dropSlot(t)
 		return
@@ -58,6 +56,7 @@ func (l *lane) rest(t *task) {
 // settle carries out what was decided, in batches, until ctx ends, or until the lane stops and nothing is left to do.
 func (l *lane) settle(ctx context.Context) {
 	var settling sync.WaitGroup
+	defer wake(l.wakeMark) // it ends when nothing is left to settle
 	defer settling.Wait()
 	concurrency := make(chan struct{}, settleConcurrency)
 	for {
@@ -130,7 +129,7 @@ func (l *lane) settleTogether(ctx context.Context, batch []claim) {
 	}
 	var errs []error
 	if err := l.keeper.Release(ctx, leases...); err != nil {
-		errs = slices.Repeat([]error{err}, len(batch))
+		errs = slices.Repeat([]error{fmt.Errorf("%w: %w", errBusy, err)}, len(batch))
 	} else {
 		errs = l.settleValid(ctx, batch)
 	}
@@ -143,6 +142,9 @@ func (l *lane) settleTogether(ctx context.Context, batch []claim) {
 	}
 	l.endIfEmpty()
 }
+
+// errBusy means that a renewal is still using the leases: nothing else may be done with them, and nobody holds them any more.
+var errBusy = errors.New("a renewal of the lease does not end")
 
 // settleValid makes the call to the source for those leases that are still trusted, and for no longer than all of them are
 // (invariant 5).
@@ -217,11 +219,12 @@ func (l *lane) settled(c claim, err error) {
 		if !t.finishedAt.IsZero() {
 			l.metrics.Settle.Observe(metrics.Since(t.finishedAt))
 		}
-		if redelivered {
-			l.keeper.Drop(t.lease)
-		}
+		again := t.lease
 		t.lease = nil
 		l.afterSettling(c)
+		if redelivered {
+			l.goOnWith(again, c.outcome)
+		}
 	case errors.Is(err, lease.ErrLost):
 		l.busy--
 		l.metrics.Error(metrics.StageSettle, "lost")
@@ -231,7 +234,7 @@ func (l *lane) settled(c claim, err error) {
 			break
 		}
 		l.metrics.LeasesLost.Inc()
-		l.log.Warn("lease lost before the message was settled", "message_id", t.messageID, "outcome", c.outcome)
+		l.report.problem(l.settings.Load().object, leaseProblem(t.messageID, err))
 		t.lease = nil
 		l.rest(t)
 	default:
@@ -271,6 +274,22 @@ func (l *lane) afterSettling(c claim) {
 	}
 }
 
+// goOnWith takes a message that came again before the answer to its settlement did. Where it was completed or moved aside, the new lease
+// is of a message that is gone; where it was given back, this is its next turn. The caller holds the mutex.
+func (l *lane) goOnWith(again *lease.Lease, o outcome) {
+	if o == completed || o == poisoned {
+		l.keeper.Drop(again)
+		return
+	}
+	if l.admitOne(again, time.Now()) {
+		l.slots.take(1) // admitOne counts with a reserved one
+		l.showInFlight()
+	}
+	if l.holdsBack() {
+		l.giveBackQueued()
+	}
+}
+
 func (l *lane) countSettled(o outcome) {
 	switch o {
 	case completed:
@@ -287,7 +306,7 @@ func (l *lane) countSettled(o outcome) {
 // retrySettling tries again after a while, with the lease renewed meanwhile. The caller holds the mutex.
 func (l *lane) retrySettling(c claim, err error) {
 	t := c.task
-	if t.lease == c.held {
+	if t.lease == c.held && !errors.Is(err, errBusy) {
 		l.keeper.Hold(c.held)
 	}
 	if c.failures == 0 {

@@ -20,16 +20,27 @@ type start struct {
 // reasonStartTimeout is the reason of a failed attempt whose pods did not start in time.
 const reasonStartTimeout = "StartTimeout"
 
-// awaitStart gives a Job start-timeout to start. The caller holds the mutex.
+// awaitStart gives a Job start-timeout to start, from when it could. The caller holds the mutex.
 func (l *lane) awaitStart(t *task) {
-	if t.awaited == t.attempt || l.settings.Load().spec.StartTimeout == 0 {
+	if t.started == t.attempt || !t.startable.IsZero() || l.settings.Load().spec.StartTimeout == 0 {
 		return
 	}
-	t.awaited = t.attempt
-	l.starts = append(l.starts, start{task: t, attempt: t.attempt, since: time.Now()})
+	t.startable = time.Now()
+	if len(l.starts) > 2*l.unready+64 {
+		// Most have started by now; do not keep them for as long as the timeout.
+		l.starts = slices.DeleteFunc(l.starts, func(s start) bool { return !s.awaited() })
+	}
+	l.starts = append(l.starts, start{task: t, attempt: t.attempt, since: t.startable})
 	if len(l.starts) == 1 {
 		wake(l.wakeStart)
 	}
+}
+
+// awaited reports whether the Job still has not started: it has not ended or been suspended, and it is still the same attempt. The caller
+// holds the mutex.
+func (s *start) awaited() bool {
+	t := s.task
+	return t.state == running && t.pending && t.attempt == s.attempt && t.started != s.attempt && t.startable.Equal(s.since)
 }
 
 // watchStarts ends the Jobs that do not start in time, until ctx ends. Since all wait equally long, the first in line is the next
@@ -62,24 +73,17 @@ func (l *lane) nextStart(now time.Time) (due *start, next time.Duration) {
 	timeout := l.settings.Load().spec.StartTimeout
 	for len(l.starts) > 0 {
 		first := l.starts[0]
-		t := first.task
-		if t.state != running || !t.pending || t.attempt != first.attempt || timeout == 0 {
-			l.starts = l.starts[1:] // it has started, or ended
-			if timeout == 0 {
-				t.awaited = 0
-			}
+		if timeout == 0 {
+			first.task.startable = time.Time{} // it was turned off
+		}
+		if !first.awaited() {
+			l.starts = l.starts[1:]
 			continue
 		}
 		if left := first.since.Add(timeout).Sub(now); left > 0 {
 			return nil, left
 		}
 		l.starts = l.starts[1:]
-		if t.suspended {
-			// It waits to be admitted, by Kueue or by a person; its time begins then.
-			first.since = now
-			l.starts = append(l.starts, first)
-			continue
-		}
 		return &first, 0
 	}
 	l.starts = nil
@@ -96,6 +100,12 @@ func (l *lane) endUnstarted(ctx context.Context, s *start) bool {
 	why, err := jobs.WhyNotStarted(ctx, l.pods, namespace, name)
 	if err != nil {
 		why = "its pods cannot be read: " + err.Error()
+	}
+	l.mu.Lock()
+	awaited := s.awaited()
+	l.mu.Unlock()
+	if !awaited {
+		return true // it started while we looked
 	}
 	if err := l.launcher.End(ctx, namespace, name, reasonStartTimeout); err != nil {
 		l.metrics.Error(metrics.StageTrack, jobs.Class(err))

@@ -13,11 +13,13 @@ import (
 type state int
 
 const (
-	queued    state = iota // leased, waits to be launched
+	received  state = iota // leased, and not looked at yet
+	queued                 // waits to be launched
 	launching              // its Job is being created
 	running                // its Job exists and has not finished
 	settling               // it is decided what becomes of the message, and that is being done
 	resting                // its message is back in the source, and what we know of it stands nowhere else
+	ended                  // it is no task of ours any more
 )
 
 // task is one message on its way. The lane's mutex guards it.
@@ -31,14 +33,14 @@ type task struct {
 	slot bool
 	// pending says that the Job has no ready pod yet, or is being created.
 	pending bool
-	// suspended says that the Job waits to be admitted.
-	suspended bool
 	// recordLost says that a Job of the message was deleted, so that what became of it is known here only.
 	recordLost bool
 	// failed says that the Job of this attempt has run and failed, so that the next launch is another attempt.
 	failed bool
-	// awaited is the attempt whose start is being waited for.
-	awaited int
+	// started is the attempt whose pods have been seen to start.
+	started int
+	// startable is when the pods of the Job could start; zero while nobody waits for that.
+	startable time.Time
 
 	receivedAt time.Time
 	launchedAt time.Time
@@ -55,6 +57,7 @@ const (
 	requeued  outcome = "requeued" // after a failed attempt
 	poisoned  outcome = "poisoned"
 	returned  outcome = "returned" // given back without an attempt
+	gone      outcome = "gone"     // settled by somebody who could not note it; only on Jobs
 )
 
 // settlement is how a task ends.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -25,7 +26,7 @@ func (l *Launcher) MarkSettled(ctx context.Context, job *batchv1.Job, outcome st
 	}
 	patch, err := json.Marshal(map[string]any{
 		"metadata": map[string]any{"labels": map[string]string{LabelSettled: outcome}},
-		"spec":     map[string]any{"ttlSecondsAfterFinished": int64(ttl/time.Second) + 1},
+		"spec":     map[string]any{"ttlSecondsAfterFinished": min(int64(ttl/time.Second)+1, math.MaxInt32)},
 	})
 	if err != nil {
 		return fmt.Errorf("encoding the patch of Job %s/%s: %w", job.Namespace, job.Name, err)
