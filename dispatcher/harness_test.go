@@ -168,6 +168,7 @@ func (h *harness) start(options ...option) *process {
 
 // stop ends a process as SIGTERM does, and waits for it.
 func (p *process) stop() {
+	p.recount()
 	p.cancel()
 	<-p.done
 	if p.err != nil {

@@ -126,6 +126,7 @@ type Source interface {
 	// Poison copies each message to the poison queue, creating that if it is missing, and removes the original only
 	// after the copy was confirmed.
 	Poison(ctx context.Context, poisoned []Poisoned) []error
+	// Backlog counts what is waiting. The numbers may be estimates, but Messages is never 0 while there is a message.
 	Backlog(ctx context.Context) (Backlog, error)
 	// Close frees connections. Leases stay as they are, to expire.
 	Close() error
