@@ -182,7 +182,7 @@ func TestStartTimeout(t *testing.T) {
 		h.never(119*time.Second, "the Job was ended early", func() bool { return h.job(job).Spec.ActiveDeadlineSeconds != nil })
 		h.eventually(2*time.Second, "the Job is ended", func() bool {
 			d := h.job(job).Spec.ActiveDeadlineSeconds
-			return d != nil && *d == 1 && h.job(job).Annotations[jobs.AnnotationEnded] == reasonStartTimeout
+			return d != nil && *d == 1 && h.job(job).Annotations[jobs.AnnotationEnded] == "StartTimeout: container main: ErrImagePull: no such image"
 		})
 		if h.told("resize", reasonStartTimeout, job, "container main: ErrImagePull: no such image") != 1 {
 			t.Errorf("Events:\n%s", h.dump())

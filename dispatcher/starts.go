@@ -107,7 +107,7 @@ func (l *lane) endUnstarted(ctx context.Context, s *start) bool {
 	if !awaited {
 		return true // it started while we looked
 	}
-	if err := l.launcher.End(ctx, namespace, name, reasonStartTimeout); err != nil {
+	if err := l.launcher.End(ctx, namespace, name, reasonStartTimeout, why); err != nil {
 		l.metrics.Error(metrics.StageTrack, jobs.Class(err))
 		l.log.Warn("ending a Job that did not start failed, and is tried again", "job", name, "err", err)
 		l.mu.Lock()

@@ -34,11 +34,11 @@ func (l *Launcher) MarkSettled(ctx context.Context, job *batchv1.Job, outcome st
 	return l.patch(ctx, job.Namespace, job.Name, patch, "marking Job %s/%s as settled: %w")
 }
 
-// End makes the Job controller fail a Job that has not finished, and notes why. The Job object stays: it is the record of
-// the attempt.
-func (l *Launcher) End(ctx context.Context, namespace, name, reason string) error {
+// End makes the Job controller fail a Job that has not finished, and notes why: a reason in CamelCase, and what more there is to say. The Job
+// object stays: it is the record of the attempt.
+func (l *Launcher) End(ctx context.Context, namespace, name, reason, message string) error {
 	patch, err := json.Marshal(map[string]any{
-		"metadata": map[string]any{"annotations": map[string]string{AnnotationEnded: reason}},
+		"metadata": map[string]any{"annotations": map[string]string{AnnotationEnded: join(reason, truncated(message))}},
 		"spec":     map[string]any{"activeDeadlineSeconds": 1},
 	})
 	if err != nil {
@@ -92,6 +92,15 @@ func podWaits(pod *corev1.Pod) string {
 		}
 	}
 	return ""
+}
+
+// truncated keeps a text short enough for an annotation among others.
+func truncated(s string) string {
+	const most = 1024
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most], "") + "…"
 }
 
 func join(reason, message string) string {

@@ -36,7 +36,7 @@ const (
 	AnnotationTemplate = "lighterman.dev/template"
 	// AnnotationEnqueuedAt is when the message came into its source, in RFC 3339.
 	AnnotationEnqueuedAt = "lighterman.dev/enqueued-at"
-	// AnnotationEnded says why the dispatcher itself ended the Job, when it did.
+	// AnnotationEnded says why the dispatcher itself ended the Job, when it did: a reason, or "reason: message".
 	AnnotationEnded = "lighterman.dev/ended"
 )
 

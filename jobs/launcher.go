@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 
 	batchv1 "k8s.io/api/batch/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -92,8 +93,16 @@ func Rejected(err error) bool {
 		apierrors.IsNotAcceptable(err) || apierrors.IsUnsupportedMediaType(err)
 }
 
-// TooLarge reports whether the API server refused the Job for its size, which is the payload's.
-func TooLarge(err error) bool { return apierrors.IsRequestEntityTooLargeError(err) }
+// TooLarge reports whether the API server refused the Job for its size, which is the payload's. What only etcd finds too large comes back as
+// a plain 500 without a reason of its own (the second text is that of the API server's own etcd client), so that nothing but the text tells it
+// from an error that passes.
+func TooLarge(err error) bool {
+	if apierrors.IsRequestEntityTooLargeError(err) {
+		return true
+	}
+	return statusCode(err) == http.StatusInternalServerError &&
+		(strings.Contains(err.Error(), "etcdserver: request is too large") || strings.Contains(err.Error(), "trying to send message larger than max"))
+}
 
 // Class names the kind of an API error for metrics, as one of a few fixed words: invalid, forbidden, not_found, conflict,
 // throttled, timeout, unavailable, foreign, payload, canceled, other.

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -174,13 +176,19 @@ func TestMarkSettled(t *testing.T) {
 }
 
 func TestEnd(t *testing.T) {
-	got := patchOf(t, func(l *Launcher) error { return l.End(t.Context(), "ns", "j", "StartTimeout") })
-	want := map[string]any{
-		"metadata": map[string]any{"annotations": map[string]any{AnnotationEnded: "StartTimeout"}},
-		"spec":     map[string]any{"activeDeadlineSeconds": 1.0},
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("patch (-want +got):\n%s", diff)
+	for message, ended := range map[string]string{
+		"":                         "StartTimeout",
+		"main: ErrImagePull":       "StartTimeout: main: ErrImagePull",
+		strings.Repeat("ä", 10000): "StartTimeout: " + strings.Repeat("ä", 512) + "…",
+	} {
+		got := patchOf(t, func(l *Launcher) error { return l.End(t.Context(), "ns", "j", "StartTimeout", message) })
+		want := map[string]any{
+			"metadata": map[string]any{"annotations": map[string]any{AnnotationEnded: ended}},
+			"spec":     map[string]any{"activeDeadlineSeconds": 1.0},
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("patch (-want +got):\n%s", diff)
+		}
 	}
 }
 
@@ -189,7 +197,7 @@ func TestPatchesOfAJobThatIsGone(t *testing.T) {
 	if err := l.MarkSettled(t.Context(), &batchv1.Job{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "gone"}}, "completed", 0); err != nil {
 		t.Errorf("MarkSettled: %v", err)
 	}
-	if err := l.End(t.Context(), "ns", "gone", "StartTimeout"); err != nil {
+	if err := l.End(t.Context(), "ns", "gone", "StartTimeout", ""); err != nil {
 		t.Errorf("End: %v", err)
 	}
 }
@@ -235,6 +243,11 @@ func (timeout) Error() string   { return "i/o timeout" }
 func (timeout) Timeout() bool   { return true }
 func (timeout) Temporary() bool { return true }
 
+// plain500 is how the API server passes on an error that it does not know.
+func plain500(text string) error {
+	return &apierrors.StatusError{ErrStatus: metav1.Status{Status: metav1.StatusFailure, Code: http.StatusInternalServerError, Message: text}}
+}
+
 func TestClasses(t *testing.T) {
 	resource, kind := schema.GroupResource{Resource: "jobs"}, schema.GroupKind{Kind: "Job"}
 	tests := map[string]struct {
@@ -260,6 +273,9 @@ func TestClasses(t *testing.T) {
 		"canceled":           {context.Canceled, "canceled", false},
 		"payload":            {ErrPayload, "payload", false},
 		"too large":          {apierrors.NewRequestEntityTooLargeError("x"), "payload", false},
+		"too large for etcd": {plain500("etcdserver: request is too large"), "payload", false},
+		"too large to send":  {plain500("rpc error: code = ResourceExhausted desc = trying to send message larger than max (2097279 vs. 2097152)"), "payload", false},
+		"any plain 500":      {plain500("etcdserver: leader changed"), "unavailable", false},
 		"foreign":            {ErrForeign, "foreign", false},
 		"anything else":      {errors.New("x"), "other", false},
 		"method not allowed": {apierrors.NewMethodNotSupported(resource, "create"), "other", true},

@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"strings"
 	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
@@ -51,7 +52,11 @@ func StatusOf(job *batchv1.Job) Status {
 		case batchv1.JobFailed:
 			s.Phase, s.Reason, s.Message, s.FinishedAt = Failed, c.Reason, c.Message, c.LastTransitionTime.Time
 			if ended := job.Annotations[AnnotationEnded]; ended != "" {
-				s.Reason = ended
+				reason, message, explained := strings.Cut(ended, ": ")
+				s.Reason = reason
+				if explained {
+					s.Message = message
+				}
 			}
 			return s
 		}
