@@ -178,6 +178,38 @@ func TestJobFromSuspendedJob(t *testing.T) {
 	}
 }
 
+// TestToolAnnotationsStayOnTheTemplate: what kubectl and Argo CD write on an object they applied says nothing true of the Jobs made from it.
+func TestToolAnnotationsStayOnTheTemplate(t *testing.T) {
+	written := map[string]string{
+		"kubectl.kubernetes.io/last-applied-configuration": "{}", "argocd.argoproj.io/tracking-id": "app:batch/Job:ns/resize", "note": "kept",
+	}
+	fromCronJob := cronJob()
+	fromCronJob.Spec.JobTemplate.Annotations = written
+	fromJob := &batchv1.Job{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "resize", Annotations: written}, Spec: cronJob().Spec.JobTemplate.Spec}
+	fromJob.Spec.Suspend = ptr.To(true)
+	for kind, newTemplate := range map[string]func() (*Template, error){
+		"CronJob": func() (*Template, error) { return FromCronJob(fromCronJob, keepAll) },
+		"Job":     func() (*Template, error) { return FromJob(fromJob, keepAll) },
+	} {
+		template, err := newTemplate()
+		if err != nil {
+			t.Fatal(err)
+		}
+		job, err := template.Job(Task{Identity: testID})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(written) != 3 {
+			t.Fatal("the object itself was changed")
+		}
+		for key := range written {
+			if _, kept := job.Annotations[key]; kept != (key == "note") {
+				t.Errorf("%s: a Job has the annotations %v", kind, job.Annotations)
+			}
+		}
+	}
+}
+
 func TestUnusableTemplates(t *testing.T) {
 	tests := map[string]struct {
 		make func() (*Template, error)
@@ -290,6 +322,13 @@ func TestStatusOf(t *testing.T) {
 				Status:     condition(batchv1.JobFailed, corev1.ConditionTrue, "DeadlineExceeded"),
 			},
 			Status{Phase: Failed, Reason: "StartTimeout", FinishedAt: at.Time},
+		},
+		"ended by us, and explained": {
+			batchv1.Job{
+				ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{AnnotationEnded: "StartTimeout: main: ErrImagePull"}},
+				Status:     condition(batchv1.JobFailed, corev1.ConditionTrue, "DeadlineExceeded"),
+			},
+			Status{Phase: Failed, Reason: "StartTimeout", Message: "main: ErrImagePull", FinishedAt: at.Time},
 		},
 	}
 	for name, test := range tests {

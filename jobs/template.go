@@ -58,6 +58,11 @@ func FromJob(j *batchv1.Job, strip func(map[string]string) map[string]string) (*
 	return newTemplate(RefOf("Job", j), labels, strip(j.Annotations), spec)
 }
 
+// toolAnnotations tie an object to the tool that applied it, and would tie each Job to it as well: kubectl's is a copy of the whole template,
+// and by Argo CD's a Job passes for part of the application that nobody asked for. The label app.kubernetes.io/instance, which Argo CD can be
+// set to track by, stays: it is also Helm's and people's own; Argo CD's own advice is to track by annotation.
+var toolAnnotations = []string{corev1.LastAppliedConfigAnnotation, "argocd.argoproj.io/tracking-id"}
+
 func newTemplate(ref Ref, labels, annotations map[string]string, spec batchv1.JobSpec) (*Template, error) {
 	t := &Template{ref: ref, ttl: spec.TTLSecondsAfterFinished}
 	// A Job that removed itself before its message is settled would take the record of its run with it.
@@ -71,6 +76,10 @@ func newTemplate(ref Ref, labels, annotations map[string]string, spec batchv1.Jo
 				}
 			}
 		}
+	}
+	annotations = maps.Clone(annotations)
+	for _, tool := range toolAnnotations {
+		delete(annotations, tool)
 	}
 	mark := map[string]string{LabelTemplate: labelValue(ref.Name)}
 	spec.Template.Labels = merge(spec.Template.Labels, mark)
