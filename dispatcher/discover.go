@@ -194,7 +194,7 @@ func (d *discovery) open(ctx context.Context, t *template, c *candidate, spec *a
 	}
 	source, err := d.openSource(ctx, spec, connection)
 	if err != nil {
-		return &sourceError{text: sourceProblem(spec, err).text, err: err}
+		return &sourceError{problem: sourceProblem(spec, err), err: err}
 	}
 	identity := source.Identity()
 	if err := d.dryRun(ctx, c, identity); err != nil {
@@ -361,8 +361,8 @@ func (d *discovery) dropMetrics(ref jobs.Ref, t *template) {
 
 // sourceError is a source's error with the annotation that it comes from.
 type sourceError struct {
-	text string
-	err  error
+	problem
+	err error
 }
 
 func (e *sourceError) Error() string { return e.text }

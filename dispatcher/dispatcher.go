@@ -221,6 +221,7 @@ func (d *Dispatcher) lead(ctx context.Context) {
 		templates: make(map[jobs.Ref]*template),
 		holders:   make(map[string]*holder),
 	}
+	defer leading.report.stop()
 	d.mu.Lock()
 	d.leading = leading
 	d.mu.Unlock()

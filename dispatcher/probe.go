@@ -23,38 +23,28 @@ func (l *lane) block(err error) {
 	}
 }
 
-// steadyAfter is how long Jobs must be accepted for a refusal to be over.
-const steadyAfter = time.Minute
-
 // probe asks the API server, while the lane is blocked, whether it would take a Job by now, until ctx ends.
 func (l *lane) probe(ctx context.Context) {
 	retry := backoff{base: time.Second, limit: 30 * time.Second}
-	steady := time.NewTimer(time.Hour)
-	steady.Stop()
-	defer steady.Stop()
+	var unblocked time.Time
 	for {
 		select {
 		case <-l.wakeProbe:
-		case <-steady.C:
-			// Only now is it told, and the delay forgotten: a dry run can pass where the real request fails, and with a quota
-			// that is used up each Job that goes makes room for one.
-			retry.reset()
-			l.report.resolved(l.settings.Load().object, aboutRejected)
-			continue
 		case <-ctx.Done():
 			return
 		}
-		if !l.isBlocked() {
-			continue
+		if time.Since(unblocked) > steadyAfter {
+			// No sooner is the delay forgotten: a dry run can pass where the real request fails, and with a quota that is used up each
+			// Job that goes makes room for one.
+			retry.reset()
 		}
-		steady.Stop()
 		for l.isBlocked() {
 			if !sleep(ctx, retry.next()) {
 				return
 			}
 			l.tryUnblock(ctx)
+			unblocked = time.Now()
 		}
-		steady.Reset(steadyAfter)
 	}
 }
 
@@ -71,6 +61,7 @@ func (l *lane) tryUnblock(ctx context.Context) {
 	l.mu.Lock()
 	l.blocked = nil
 	l.mu.Unlock()
+	l.report.resolved(s.object, aboutRejected)
 	l.setState()
 	l.wakeAll()
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/record"
 
@@ -17,7 +18,8 @@ import (
 )
 
 // reporter tells people of what they must mend, in one Event on the object and one line in the log, and of its being mended. It
-// repeats itself only after a while: a problem that lasts is no stream.
+// repeats itself only after a while, and takes nothing for mended that may be back in a moment: neither a problem that lasts nor one that comes
+// and goes is a stream.
 type reporter struct {
 	events record.EventRecorder
 	log    *slog.Logger
@@ -46,6 +48,8 @@ type told struct {
 	key  string
 	at   time.Time
 	more int // how often it was not said since
+	// over tells of its being mended, if it has not come back by then; nil while it lasts.
+	over *time.Timer
 }
 
 // problem is what a person should know.
@@ -62,6 +66,9 @@ type problem struct {
 
 // again is after how long a problem that lasts is told again.
 const again = 10 * time.Minute
+
+// steadyAfter is how long a problem must not have come back to count as mended.
+const steadyAfter = time.Minute
 
 func newReporter(events record.EventRecorder, log *slog.Logger) *reporter {
 	return &reporter{events: events, log: log, told: make(map[types.UID]map[about]*told)}
@@ -87,24 +94,42 @@ func (r *reporter) due(uid types.UID, p problem) (more int, ok bool) {
 		r.told[uid] = make(map[about]*told)
 	}
 	last := r.told[uid][p.about]
-	if last != nil && last.key == p.key {
-		if time.Since(last.at) < again {
-			last.more++
-			return 0, false
-		}
-		more = last.more
+	next := &told{key: p.key, at: time.Now()}
+	r.told[uid][p.about] = next // a new one, so that a timer which has gone off already finds out
+	if last == nil {
+		return 0, true
 	}
-	r.told[uid][p.about] = &told{key: p.key, at: time.Now()}
-	return more, true
+	last.stop()
+	if last.key != p.key {
+		return 0, true
+	}
+	if time.Since(last.at) < again {
+		next.at, next.more = last.at, last.more+1
+		return 0, false
+	}
+	return last.more, true
 }
 
-// resolved says that a problem which was told is no more.
+// resolved says that a problem which may have been told is no more. It is told once that has lasted.
 func (r *reporter) resolved(object *corev1.ObjectReference, what about) {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	last := r.told[object.UID][what]
-	delete(r.told[object.UID], what)
+	if last == nil || last.over != nil {
+		return
+	}
+	last.over = time.AfterFunc(steadyAfter, func() { r.mended(object, what, last) })
+}
+
+// mended tells that a problem is no more, unless it has come back.
+func (r *reporter) mended(object *corev1.ObjectReference, what about, last *told) {
+	r.mu.Lock()
+	current := r.told[object.UID][what] == last
+	if current {
+		delete(r.told[object.UID], what)
+	}
 	r.mu.Unlock()
-	if last == nil {
+	if !current {
 		return
 	}
 	text := "what was told before is mended, and dispatch goes on"
@@ -116,7 +141,28 @@ func (r *reporter) resolved(object *corev1.ObjectReference, what about) {
 func (r *reporter) forget(uid types.UID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	for _, t := range r.told[uid] {
+		t.stop()
+	}
 	delete(r.told, uid)
+}
+
+// stop ends the telling: whoever leads from now on has the word.
+func (r *reporter) stop() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, object := range r.told {
+		for _, t := range object {
+			t.stop()
+		}
+	}
+	clear(r.told)
+}
+
+func (t *told) stop() {
+	if t.over != nil {
+		t.over.Stop()
+	}
 }
 
 // poisoned tells of a message that was moved aside.
@@ -132,7 +178,19 @@ func (r *reporter) poisoned(object *corev1.ObjectReference, destination, message
 func aboutTemplate(set string) about { return about("template" + set) }
 
 func templateProblem(set string, err error) problem {
-	return problem{about: aboutTemplate(set), key: err.Error(), reason: "Misconfigured", text: err.Error()}
+	return problem{about: aboutTemplate(set), key: templateKey(err), reason: "Misconfigured", text: err.Error()}
+}
+
+// templateKey tells one problem of a template from another. Only what its author wrote makes a text that stays the same for as long as the
+// problem does: those of networks name ports, and those of quotas count.
+func templateKey(err error) string {
+	if one := (&annotation.Error{}); errors.As(err, &one) || errors.Is(err, jobs.ErrTemplate) || apierrors.IsInvalid(err) {
+		return err.Error()
+	}
+	if source := (&sourceError{}); errors.As(err, &source) {
+		return source.key
+	}
+	return jobs.Class(err)
 }
 
 func payloadProblem(messageID string, err error) problem {
@@ -155,7 +213,7 @@ func rejectedProblem(err error) problem {
 
 func creationProblem(err error) problem {
 	return problem{
-		about: aboutCreation, key: jobs.Class(err), reason: "JobCreationFailing",
+		about: aboutCreation, reason: "JobCreationFailing",
 		text: fmt.Sprintf("Jobs cannot be created at the moment, and nothing is received until they can: %v", err),
 	}
 }
@@ -176,19 +234,20 @@ func markProblem(err error) problem {
 
 // sourceProblem says what to do about a source that fails.
 func sourceProblem(spec *annotation.Spec, err error) problem {
-	p := problem{about: aboutSource, key: lease.Class(err), reason: "SourceUnavailable"}
+	// Failures that pass come as one kind after another, such as refused connections after time-outs, and are one problem.
+	p := problem{about: aboutSource, key: "unreachable " + spec.Entity(), reason: "SourceUnavailable"}
 	entity := &annotation.Error{Key: spec.EntityKey(), Value: spec.Entity()}
 	secret := &annotation.Error{Key: spec.Key(annotation.KeyConnectionSecret), Value: spec.ConnectionSecret.String()}
 	switch {
 	case errors.Is(err, lease.ErrNotFound):
 		entity.Problem, entity.Remedy = "does not exist: "+err.Error(), "create it, or correct the annotation"
-		p.text = entity.Error()
+		p.key, p.text = lease.Class(err)+" "+spec.Entity(), entity.Error()
 	case errors.Is(err, lease.ErrUnauthorized):
 		secret.Problem, secret.Remedy = "does not open the source: "+err.Error(), "put a valid connection string there, with rights to receive, update, delete and add messages"
-		p.text = secret.Error()
+		p.key, p.text = lease.Class(err)+" "+spec.Entity()+" "+secret.Value, secret.Error()
 	case errors.Is(err, lease.ErrInvalid):
 		secret.Problem, secret.Remedy = "and "+spec.EntityKey()+" do not make a usable source: "+err.Error(), "correct what the error names"
-		p.text = secret.Error()
+		p.key, p.text = lease.Class(err)+" "+spec.Entity()+" "+secret.Value, secret.Error()
 	default:
 		p.text = fmt.Sprintf("%s=%q cannot be reached and is tried again: %v", spec.EntityKey(), spec.Entity(), err)
 	}

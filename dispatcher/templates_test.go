@@ -176,6 +176,7 @@ func TestBadTemplates(t *testing.T) {
 				h.eventually(500*time.Millisecond, "the other dispatches", func() bool { return len(h.of("good")) == 1 })
 				test.mend(h)
 				h.eventually(30*time.Second, "it dispatches", func() bool { return len(h.of("bad")) == 1 })
+				advance(steadyAfter)
 				if h.told("bad", "Resumed") != 1 {
 					t.Errorf("that it goes on is not told\n%s", h.dump())
 				}
