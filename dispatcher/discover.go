@@ -17,9 +17,6 @@ import (
 	"github.com/lighterman-dev/lighterman/metrics"
 )
 
-// syncWorkers is how many templates are looked at together: one whose source hangs must not keep the others waiting.
-const syncWorkers = 8
-
 // discovery keeps the lanes in line with the templates, for as long as this process leads. Handlers only enqueue names; sync does the
 // work, one template at a time, from what the caches and the API server say then.
 type discovery struct {
@@ -72,11 +69,7 @@ func (d *discovery) run(ctx context.Context) {
 	}
 	stop := context.AfterFunc(ctx, d.queue.ShutDown)
 	defer stop()
-	var workers sync.WaitGroup
-	for range syncWorkers {
-		workers.Go(func() { d.work(ctx) })
-	}
-	workers.Wait()
+	d.work(ctx)
 	d.lanes.Wait()
 	for ref, t := range d.templates {
 		d.dropMetrics(ref, t)
@@ -96,18 +89,24 @@ func (d *discovery) enqueue(ref jobs.Ref, obj metav1.Object) {
 	d.queue.Add(ref)
 }
 
+// work looks at each template in a goroutine of its own, since any number of sources may hang at once: those of one server do. The queue sees
+// to it that a template is looked at by one at a time.
 func (d *discovery) work(ctx context.Context) {
+	var syncing sync.WaitGroup
+	defer syncing.Wait()
 	for {
 		ref, shutdown := d.queue.Get()
 		if shutdown {
 			return
 		}
-		if d.sync(ctx, ref) {
-			d.queue.Forget(ref)
-		} else if ctx.Err() == nil {
-			d.queue.AddRateLimited(ref)
-		}
-		d.queue.Done(ref)
+		syncing.Go(func() {
+			defer d.queue.Done(ref)
+			if d.sync(ctx, ref) {
+				d.queue.Forget(ref)
+			} else if ctx.Err() == nil {
+				d.queue.AddRateLimited(ref)
+			}
+		})
 	}
 }
 
@@ -180,15 +179,23 @@ func (d *discovery) open(ctx context.Context, t *template, c *candidate, spec *a
 		delete(t.lanes, spec.Set)
 		current = nil
 	}
+	running := current != nil && !current.ended()
 	connection, err := connectionString(ctx, d.cfg.Client.CoreV1(), c.ref.Namespace, spec)
-	if err != nil {
+	if running && err != nil && !errors.As(err, new(*annotation.Error)) {
+		connection = current.connection // it could not be read just now, which says nothing against it
+	} else if err != nil {
 		return err
 	}
-	if current != nil && !current.ended() && current.connection == connection {
+	if running && current.connection == connection {
 		current.spec = *spec
 		current.update(newSettings(c, spec, current.settings.Load()))
-		if err := d.dryRun(ctx, c, current.identity); err != nil {
-			current.block(err) // it resumes by itself
+		refusal := d.dryRun(ctx, c, current.identity)
+		if jobs.Rejected(refusal) {
+			current.block(refusal) // it resumes by itself
+			refusal = nil
+		}
+		if err := errors.Join(err, refusal); err != nil {
+			return &uncheckedError{err}
 		}
 		return nil
 	}
@@ -339,14 +346,18 @@ func (d *discovery) forget(ref jobs.Ref, t *template) {
 	d.dropMetrics(ref, t)
 }
 
-// misconfigured tells the user what to mend.
+// misconfigured tells the user what to mend, or to wait for.
 func (d *discovery) misconfigured(ctx context.Context, c *candidate, set string, err error) {
 	if ctx.Err() != nil {
 		return // it only failed because we are stopping
 	}
 	m := d.cfg.Metrics.Template(c.ref.Namespace, metricsName(c.ref, set))
-	m.SetState(metrics.StateMisconfigured)
 	m.Error(metrics.StageDiscover, class(err))
+	if errors.As(err, new(*uncheckedError)) {
+		d.report.problem(c.object, uncheckedProblem(set, err))
+		return
+	}
+	m.SetState(metrics.StateMisconfigured)
 	d.report.problem(c.object, templateProblem(set, err))
 }
 
@@ -358,6 +369,11 @@ func (d *discovery) dropMetrics(ref jobs.Ref, t *template) {
 		d.cfg.Metrics.DropTemplate(ref.Namespace, metricsName(ref, set))
 	}
 }
+
+// uncheckedError is why a template that dispatches could not be checked. That passes, and says nothing against the template.
+type uncheckedError struct{ error }
+
+func (e *uncheckedError) Unwrap() error { return e.error }
 
 // sourceError is a source's error with the annotation that it comes from.
 type sourceError struct {

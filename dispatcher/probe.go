@@ -55,7 +55,9 @@ func (l *lane) tryUnblock(ctx context.Context) {
 	err := l.launcher.DryRun(ctx, s.template, l.identity)
 	if err != nil {
 		l.metrics.Error(metrics.StageLaunch, jobs.Class(err))
-		l.report.problem(s.object, rejectedProblem(err))
+		if jobs.Rejected(err) { // anything else says nothing about the Jobs
+			l.report.problem(s.object, rejectedProblem(err))
+		}
 		return
 	}
 	l.mu.Lock()

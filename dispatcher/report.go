@@ -181,6 +181,13 @@ func templateProblem(set string, err error) problem {
 	return problem{about: aboutTemplate(set), key: templateKey(err), reason: "Misconfigured", text: err.Error()}
 }
 
+func uncheckedProblem(set string, err error) problem {
+	return problem{
+		about: aboutTemplate(set), key: "unchecked", reason: "CheckFailing",
+		text: fmt.Sprintf("the template dispatches as before, but cannot be checked at the moment, which is tried again: %v", err),
+	}
+}
+
 // templateKey tells one problem of a template from another. Only what its author wrote makes a text that stays the same for as long as the
 // problem does: those of networks name ports, and those of quotas count.
 func templateKey(err error) string {

@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -460,5 +461,70 @@ func TestSeveralSourcesOnOneObject(t *testing.T) {
 			t.Error("the metrics of the set that is gone stay")
 		}
 		h.eventually(time.Second, "the plain one goes on", func() bool { return h.leased(plain) == 1 })
+	})
+}
+
+// TestPassingFailureOfACheck: that a template which dispatches could not be looked at for a moment says nothing against it.
+func TestPassingFailureOfACheck(t *testing.T) {
+	for name, fault := range map[string]apiFault{
+		"dry run fails":        {verbs: "dry-run", resource: "jobs", answer: internal},
+		"dry run hangs":        {verbs: "dry-run", resource: "jobs", delay: time.Hour},
+		"Secret is unreadable": {verbs: "get", resource: "secrets", answer: internal},
+	} {
+		t.Run(name, func(t *testing.T) {
+			world(t, func(t *testing.T, h *harness) {
+				q := h.dispatch("resize", "jobs-per-second", "100")
+				p := h.start()
+				q.Send("a")
+				h.awaitJobs(1)
+				hit := h.api.inject(&fault)
+				h.annotate("resize", "jobs-per-second", "1", "max-in-flight", "20")
+				advance(time.Second)
+				q.sendMany(30)
+				h.eventually(30*time.Second, "as many run as may by now", func() bool { return len(h.jobs()) == 20 })
+				advance(2 * time.Minute)
+				if len(h.jobs()) != 20 || p.metric("tasks_settled_total", "outcome", "returned") != 0 {
+					t.Errorf("%d Jobs\n%s", len(h.jobs()), h.dump())
+				}
+				if p.metric("template_state", "state", "running") != 1 || h.told("resize", "CheckFailing") != 1 || len(h.events()) != 1 {
+					t.Errorf("Events:\n%s", h.dump())
+				}
+				h.api.remove(hit)
+				advance(2 * time.Minute)
+				if h.told("resize", "Resumed") != 1 {
+					t.Errorf("Events:\n%s", h.dump())
+				}
+			})
+		})
+	}
+}
+
+// TestStopWhileATemplateIsChecked: what fails only because the process stops is nobody's mistake.
+func TestStopWhileATemplateIsChecked(t *testing.T) {
+	world(t, func(t *testing.T, h *harness) {
+		h.dispatch("resize")
+		p := h.start()
+		advance(time.Second)
+		h.api.inject(&apiFault{verbs: "dry-run", resource: "jobs", delay: time.Hour})
+		h.annotate("resize", "max-in-flight", "20")
+		advance(time.Second)
+		p.stop()
+		advance(time.Minute)
+		if len(h.events()) != 0 {
+			t.Errorf("Events:\n%s", h.dump())
+		}
+	})
+}
+
+// TestManyHangingTemplates (invariant 8): they keep no other from being looked at.
+func TestManyHangingTemplates(t *testing.T) {
+	world(t, func(t *testing.T, h *harness) {
+		for i := range 40 {
+			h.dispatch(fmt.Sprintf("hanging%d", i)).inject(leasetest.OpCheck, leasetest.Fault{Delay: time.Hour})
+		}
+		h.start()
+		advance(5 * time.Minute)
+		h.dispatch("good").Send("x")
+		h.eventually(time.Second, "the good one has its Job", func() bool { return len(h.of("good")) == 1 })
 	})
 }
