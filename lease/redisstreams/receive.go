@@ -92,28 +92,26 @@ func (s *Source) block() time.Duration {
 	return max(block.Truncate(time.Millisecond), time.Millisecond)
 }
 
-// detached is a context for a request that hands out leases. Such a request is not given up together with ctx: its
-// leases would be nobody's until they expire. It ends soon in any case.
-func detached(ctx context.Context, block time.Duration) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(ctx), max(block, 0)+answerTime)
-}
-
 func (s *Source) readNew(ctx context.Context, limit int, block time.Duration) ([]*lease.Lease, error) {
 	ctx, cancel := detached(ctx, block)
 	defer cancel()
-	var sentAt time.Time
-	var streams []redis.XStream
-	err := s.withGroup(ctx, func() error {
-		sentAt = time.Now()
-		var err error
-		streams, err = s.client.XReadGroup(ctx, &redis.XReadGroupArgs{
-			Group:    s.group,
-			Consumer: s.consumer,
-			Streams:  []string{s.stream, ">"},
-			Count:    int64(limit),
-			Block:    block,
-		}).Result()
-		return err
+	type answer struct {
+		streams []redis.XStream
+		sentAt  time.Time
+	}
+	read, err := await(ctx, func() (a answer, err error) {
+		err = s.withGroup(ctx, func() (err error) {
+			a.sentAt = time.Now()
+			a.streams, err = s.client.XReadGroup(ctx, &redis.XReadGroupArgs{
+				Group:    s.group,
+				Consumer: s.consumer,
+				Streams:  []string{s.stream, ">"},
+				Count:    int64(limit),
+				Block:    block,
+			}).Result()
+			return err
+		})
+		return a, err
 	})
 	if errors.Is(err, redis.Nil) { // nothing new
 		return nil, nil
@@ -122,12 +120,12 @@ func (s *Source) readNew(ctx context.Context, limit int, block time.Duration) ([
 		return nil, err
 	}
 	var leases []*lease.Lease
-	for _, stream := range streams {
+	for _, stream := range read.streams {
 		if leases == nil {
 			leases = make([]*lease.Lease, 0, len(stream.Messages))
 		}
 		for _, entry := range stream.Messages {
-			leases = append(leases, s.newLease(entry.ID, entry.Values, 1, sentAt))
+			leases = append(leases, s.newLease(entry.ID, entry.Values, 1, read.sentAt))
 		}
 	}
 	return leases, nil
@@ -198,7 +196,9 @@ func (s *Source) claimExpired(ctx context.Context, limit int) ([]*lease.Lease, e
 		}
 		if cursor == firstID { // once round
 			if prune {
-				s.pruneConsumers(ctx)
+				tidying, cancel := context.WithTimeout(ctx, answerTime)
+				_, _ = await(tidying, func() (any, error) { s.pruneConsumers(tidying); return nil, nil })
+				cancel()
 			}
 			return leases, nil
 		}
@@ -221,13 +221,19 @@ func (s *Source) runClaim(ctx context.Context, script *redis.Script, args ...any
 	ctx, cancel := detached(ctx, 0)
 	defer cancel()
 	args = append([]any{s.group, s.consumer}, args...)
-	err = s.withGroup(ctx, func() error {
-		sentAt = time.Now()
-		var err error
-		reply, err = script.Run(ctx, s.client, []string{s.stream}, args...).Slice()
-		return err
+	type answer struct {
+		reply  []any
+		sentAt time.Time
+	}
+	a, err := await(ctx, func() (a answer, err error) {
+		err = s.withGroup(ctx, func() (err error) {
+			a.sentAt = time.Now()
+			a.reply, err = script.Run(ctx, s.client, []string{s.stream}, args...).Slice()
+			return err
+		})
+		return a, err
 	})
-	return reply, sentAt, err
+	return a.reply, a.sentAt, err
 }
 
 func (s *Source) leaseMillis() int64 { return s.lease.Milliseconds() }

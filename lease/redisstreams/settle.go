@@ -90,7 +90,9 @@ func (s *Source) Poison(ctx context.Context, poisoned []lease.Poisoned) []error 
 			args = append(args, p.Lease.ID, p.Lease.Receipt, p.Reason, p.Attempts, p.Job)
 		}
 		const doing = "poisoning messages of"
-		reply, err := poisonScript.Run(ctx, s.client, []string{s.stream, s.poison}, args...).Slice()
+		reply, err := await(ctx, func() ([]any, error) {
+			return poisonScript.Run(ctx, s.client, []string{s.stream, s.poison}, args...).Slice()
+		})
 		if err != nil {
 			return s.allFailed(doing, leases, err)
 		}
@@ -139,7 +141,9 @@ func (s *Source) arguments(leases []*lease.Lease, more ...any) []any {
 
 // run runs a script that returns the lost leases by index.
 func (s *Source) run(ctx context.Context, doing string, script *redis.Script, leases []*lease.Lease, args []any) []error {
-	indices, err := script.Run(ctx, s.client, []string{s.stream}, args...).Int64Slice()
+	indices, err := await(ctx, func() ([]int64, error) {
+		return script.Run(ctx, s.client, []string{s.stream}, args...).Int64Slice()
+	})
 	if err != nil {
 		return s.allFailed(doing, leases, err)
 	}

@@ -29,6 +29,11 @@
 // An answer that gets lost after its effect took place, in Complete, Requeue or Poison, reads as a lost lease on the next
 // try. Nothing is done twice.
 //
+// While a server hangs, every call returns as soon as its context ends, and Receive within a second of it, since what it
+// may have leased by then would be nobody's otherwise. Close takes a second at most. See await for what becomes of the
+// request. Where no context ends, a request of Receive is given up after five and a half seconds, and any other after two
+// tries of go-redis' read_timeout, which is five seconds unless the connection string says otherwise.
+//
 // Redis Cluster is not supported.
 package redisstreams
 
@@ -99,11 +104,11 @@ func (s *Source) Traits() lease.Traits {
 
 // Check implements lease.Source. It creates the stream and the group where they are missing.
 func (s *Source) Check(ctx context.Context) error {
-	if err := s.client.Ping(ctx).Err(); err != nil {
+	if _, err := await(ctx, func() (string, error) { return s.client.Ping(ctx).Result() }); err != nil {
 		return s.wrap("checking", err)
 	}
 	for _, key := range []string{s.stream, s.poison} {
-		kind, err := s.client.Type(ctx, key).Result()
+		kind, err := await(ctx, func() (string, error) { return s.client.Type(ctx, key).Result() })
 		if err != nil {
 			return s.wrap("checking", err)
 		}
@@ -112,7 +117,8 @@ func (s *Source) Check(ctx context.Context) error {
 				key, kind, lease.ErrInvalid)
 		}
 	}
-	return s.wrap("checking", s.createGroup(ctx))
+	_, err := await(ctx, func() (any, error) { return nil, s.createGroup(ctx) })
+	return s.wrap("checking", err)
 }
 
 // ensureGroup creates the consumer group, once.
@@ -159,7 +165,9 @@ func (s *Source) Close() error {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		// A consumer that stays behind is pruned later by somebody else.
-		_ = pruneScript.Run(ctx, s.client, []string{s.stream}, s.group, s.consumer).Err()
+		_, _ = await(ctx, func() (any, error) {
+			return nil, pruneScript.Run(ctx, s.client, []string{s.stream}, s.group, s.consumer).Err()
+		})
 	}
 	if err := s.client.Close(); err != nil && !errors.Is(err, redis.ErrClosed) {
 		return fmt.Errorf("closing the connections to Redis: %w", err)
@@ -187,6 +195,6 @@ func (s *Source) pruneConsumers(ctx context.Context) {
 
 // Backlog implements lease.Source. It only reads: where the group is missing, all that the stream holds is waiting.
 func (s *Source) Backlog(ctx context.Context) (lease.Backlog, error) {
-	b, err := s.backlog(ctx)
+	b, err := await(ctx, func() (lease.Backlog, error) { return s.backlog(ctx) })
 	return b, s.wrap("reading the backlog", err)
 }
