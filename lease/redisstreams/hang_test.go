@@ -64,6 +64,7 @@ func cancelCalls(t *testing.T, s *Source, leases []*lease.Lease) {
 		{"Complete", func(ctx context.Context) error { return errors.Join(s.Complete(ctx, leases)...) }},
 		{"Requeue", func(ctx context.Context) error { return errors.Join(s.Requeue(ctx, []lease.Return{{Lease: l}})...) }},
 		{"Poison", func(ctx context.Context) error { return errors.Join(s.Poison(ctx, []lease.Poisoned{{Lease: l}})...) }},
+		{"Poison of many fields", func(ctx context.Context) error { return s.poisonLarge(ctx, lease.Poisoned{Lease: l}) }},
 		{"Receive", func(ctx context.Context) error { _, err := s.Receive(ctx, 1); return err }},
 		{"Check", s.Check},
 		{"Backlog", func(ctx context.Context) error { _, err := s.Backlog(ctx); return err }},

@@ -1,6 +1,10 @@
 package redisstreams
 
-import "github.com/redis/go-redis/v9"
+import (
+	"strconv"
+
+	"github.com/redis/go-redis/v9"
+)
 
 // Each script does what several commands would, with nothing in between. Three rules hold for all of them. Whatever can be
 // refused is asked before anything changes. Errors are caught by pcall and returned, since Redis before 7 hides the code of
@@ -97,15 +101,20 @@ end
 return lost
 `)
 
+// maxWords is the most names and values of an entry that poisonScript copies. Lua passes no more than some 8,000 arguments
+// to a command, and would fail the whole script.
+const maxWords = 4000
+
 // poisonScript moves entries to the poison stream: copy, then acknowledge, then delete as completeScript does.
 // KEYS: stream, poison stream. ARGV: group, consumer, lowest id, highest id, then id, delivery count, reason, attempts and job of each.
-// It returns index and error of those that were not moved, an empty error meaning lost.
+// It returns index and error of those that were not moved, an empty error meaning lost, and the indices of those that have
+// too many fields for it.
 var poisonScript = redis.NewScript(ownership + `
 local ours, err = held(5, 5)
 if err then return err end
 local groups = redis.pcall('XINFO', 'GROUPS', key)
 if groups.err then return groups end
-local failed = {}
+local failed, large = {}, {}
 for i, mine in ipairs(ours) do
   local at = 5 * i
   local id = ARGV[at]
@@ -114,6 +123,8 @@ for i, mine in ipairs(ours) do
     failed[#failed + 1] = {i, ''}
   elseif entry.err then
     failed[#failed + 1] = {i, entry.err}
+  elseif #entry[1][2] > ` + strconv.Itoa(maxWords) + ` then
+    large[#large + 1] = i
   else
     local args = {'XADD', KEYS[2], '*'}
     for _, word in ipairs(entry[1][2]) do args[#args + 1] = word end
@@ -128,7 +139,31 @@ for i, mine in ipairs(ours) do
     end
   end
 end
-return failed
+return {failed, large}
+`)
+
+// copiedScript follows, in one transaction, the XADD of a copy to the poison stream, whose last entry is therefore the copy
+// if there is one. It removes the original as poisonScript does, or the copy where the lease is not ours.
+// KEYS: stream, poison stream. ARGV: group, consumer, id, id, id, delivery count. It returns 1 when the entry was moved,
+// 0 when the lease is lost.
+var copiedScript = redis.NewScript(ownership + `
+local id = ARGV[5]
+local last = redis.pcall('XREVRANGE', KEYS[2], '+', '-', 'COUNT', '1')
+if last.err then return last end
+local words = last[1] and last[1][2] or {}
+if words[#words - 7] ~= 'lighterman-id' or words[#words - 6] ~= id then return redis.error_reply('ERR there is no copy') end
+local ours, err = held(5, 2)
+local groups = err or redis.pcall('XINFO', 'GROUPS', key)
+err = err or (groups.err and groups)
+local entry = err or redis.pcall('XRANGE', key, id, id)
+err = err or (entry.err and entry)
+if err or not ours[1] or not entry[1] then
+  redis.call('XDEL', KEYS[2], last[1][1])
+  return err or 0
+end
+redis.call('XACK', key, group, id)
+if #groups == 1 then redis.call('XDEL', key, id) end
+return 1
 `)
 
 // expiredScript takes over entries whose lease has expired. ARGV: group, consumer, lease in milliseconds, cursor, count.

@@ -77,8 +77,10 @@ func (s *Source) Requeue(ctx context.Context, returns []lease.Return) []error {
 	})
 }
 
+const poisoning = "poisoning messages of"
+
 // Poison implements lease.Source. The copy has the original's fields, and lighterman-id, lighterman-reason,
-// lighterman-attempts and lighterman-job after them. Copy and removal are one script.
+// lighterman-attempts and lighterman-job after them. Copy and removal are one script, or one transaction.
 func (s *Source) Poison(ctx context.Context, poisoned []lease.Poisoned) []error {
 	return inChunks(poisoned, poisonChunk, func(p lease.Poisoned) *lease.Lease { return p.Lease }, func(chunk []lease.Poisoned) []error {
 		leases := make([]*lease.Lease, len(chunk))
@@ -89,37 +91,102 @@ func (s *Source) Poison(ctx context.Context, poisoned []lease.Poisoned) []error 
 		for _, p := range chunk {
 			args = append(args, p.Lease.ID, p.Lease.Receipt, p.Reason, p.Attempts, p.Job)
 		}
-		const doing = "poisoning messages of"
 		reply, err := await(ctx, func() ([]any, error) {
 			return poisonScript.Run(ctx, s.client, []string{s.stream, s.poison}, args...).Slice()
 		})
+		if err == nil && len(reply) != 2 {
+			err = fmt.Errorf("redis: the answer has %d parts, want 2", len(reply))
+		}
 		if err != nil {
-			return s.allFailed(doing, leases, err)
+			return s.allFailed(poisoning, leases, err)
 		}
 		var errs []error
-		for _, r := range reply {
+		fail := func(at any, why func(i int) error) {
+			n, _ := at.(int64)
+			i := int(n) - 1
+			if i < 0 || i >= len(chunk) {
+				return
+			}
+			if err := why(i); err != nil {
+				if errs == nil {
+					errs = make([]error, len(chunk))
+				}
+				errs[i] = err
+			}
+		}
+		failed, _ := reply[0].([]any)
+		for _, r := range failed {
 			pair, _ := r.([]any)
 			if len(pair) != 2 {
 				continue
 			}
-			at, _ := pair[0].(int64)
-			text, _ := pair[1].(string)
-			i := int(at) - 1
-			if i < 0 || i >= len(chunk) {
-				continue
-			}
-			if errs == nil {
-				errs = make([]error, len(chunk))
-			}
-			if text == "" {
-				errs[i] = lost(leases[i])
-			} else {
-				errs[i] = s.wrap("copying to the poison stream "+strconv.Quote(s.poison)+" a message of", serverError(text))
-			}
+			fail(pair[0], func(i int) error {
+				text, _ := pair[1].(string)
+				if text == "" {
+					return lost(leases[i])
+				}
+				return s.notCopied(serverError(text))
+			})
+		}
+		large, _ := reply[1].([]any)
+		for _, at := range large {
+			fail(at, func(i int) error { return s.poisonLarge(ctx, chunk[i]) })
 		}
 		spend(leases, errs)
 		return errs
 	})
+}
+
+// poisonLarge poisons a message with more fields than a script can copy. The fields are read, which is safe since an entry
+// never changes, and one transaction adds the copy and then does what depends on the lease.
+func (s *Source) poisonLarge(ctx context.Context, p lease.Poisoned) error {
+	id := p.Lease.ID
+	copied := []any{"lighterman-id", id, "lighterman-reason", p.Reason, "lighterman-attempts", p.Attempts, "lighterman-job", p.Job}
+	args := append(s.arguments([]*lease.Lease{p.Lease}), id, p.Lease.Receipt)
+	// How the two parts of the transaction ended.
+	type answer struct {
+		copyErr error
+		moved   int
+	}
+	a, err := await(ctx, func() (answer, error) {
+		entries, err := s.client.Do(ctx, "XRANGE", s.stream, id, id).Slice()
+		if err != nil || len(entries) == 0 {
+			return answer{}, err
+		}
+		entry, _ := entries[0].([]any)
+		if len(entry) != 2 {
+			return answer{}, fmt.Errorf("redis: an entry has %d parts, want 2", len(entry))
+		}
+		fields, _ := entry[1].([]any)
+		var adding, removing *redis.Cmd
+		_, err = s.client.TxPipelined(ctx, func(tx redis.Pipeliner) error {
+			adding = tx.Do(ctx, slices.Concat([]any{"XADD", s.poison, "*"}, fields, copied)...)
+			// Not by its hash: a transaction could not send the script where the server does not know it yet.
+			removing = copiedScript.Eval(ctx, tx, []string{s.stream, s.poison}, args...)
+			return nil
+		})
+		if addErr := adding.Err(); addErr != nil {
+			return answer{copyErr: addErr}, nil
+		}
+		if err != nil {
+			return answer{}, err
+		}
+		moved, err := removing.Int()
+		return answer{moved: moved}, err
+	})
+	switch {
+	case err != nil:
+		return s.allFailed(poisoning, []*lease.Lease{p.Lease}, err)[0]
+	case a.copyErr != nil:
+		return s.notCopied(a.copyErr)
+	case a.moved == 0:
+		return lost(p.Lease)
+	}
+	return nil
+}
+
+func (s *Source) notCopied(err error) error {
+	return s.wrap("copying to the poison stream "+strconv.Quote(s.poison)+" a message of", err)
 }
 
 // serverError is an error of Redis that arrived as text.
