@@ -117,7 +117,10 @@ func TestRoom(t *testing.T) {
 		"a rate, hardly used":   {annotation.Spec{MaxInFlight: 10, JobsPerSecond: 4.5}, func(l *lane) { l.waiting = 3 }, 0},
 		"paused":                {annotation.Spec{MaxInFlight: 10, Paused: true}, func(*lane) {}, 0},
 		"blocked":               {annotation.Spec{MaxInFlight: 10}, func(l *lane) { l.blocked = errFault }, 0},
-		"outage":                {annotation.Spec{MaxInFlight: 10}, func(l *lane) { l.outage = true }, 0},
+		"outage":                {annotation.Spec{MaxInFlight: 10}, func(l *lane) { l.outage, l.scoutAt = true, time.Now().Add(time.Second) }, 0},
+		"outage, for a while":   {annotation.Spec{MaxInFlight: 10}, func(l *lane) { l.outage, l.scoutAt = true, time.Now() }, 1},
+		"outage, scout waits":   {annotation.Spec{MaxInFlight: 10}, func(l *lane) { l.outage, l.waiting = true, 1 }, 0},
+		"outage, and no room":   {annotation.Spec{MaxInFlight: 2}, func(l *lane) { l.outage, l.inFlight = true, 2 }, 0},
 		"retired":               {annotation.Spec{MaxInFlight: 10}, func(l *lane) { l.retired = true }, 0},
 		"stopping":              {annotation.Spec{MaxInFlight: 10}, func(l *lane) { l.stopping = true }, 0},
 	}

@@ -212,10 +212,11 @@ func TestOutageOfTheAPIServer(t *testing.T) {
 				received := p.metric("messages_received_total")
 				q.Send("d", "e", "f", "g")
 				if !fault.afterEffect {
-					advance(time.Minute)
-					if got := p.metric("messages_received_total"); got > received+1 && fault.delay == 0 {
+					advance(scoutEvery + time.Second)
+					if got := p.metric("messages_received_total"); got > received+2 && fault.delay == 0 {
 						t.Errorf("%v messages were received while no Job could be created", got-received)
 					}
+					advance(time.Minute)
 				}
 				h.api.remove(hit)
 				h.eventually(time.Minute, "all have a Job", func() bool { return len(h.jobs()) == 7 })

@@ -48,9 +48,11 @@ type lane struct {
 	toMark   []mark // settled Jobs
 	marking  int    // marks under way or due for another try
 	starts   []start
-	blocked  error // why the API server takes no Job of the template; nil when it does
-	failing  int   // tasks being launched whose creation failed in passing
-	outage   bool  // the last creation that ended failed in passing
+	blocked  error     // why the API server takes no Job of the template; nil when it does
+	refusals int       // Jobs in a row that were refused
+	created  int       // Jobs that were created or adopted so far
+	outage   bool      // the last creation that ended failed in passing
+	scoutAt  time.Time // when a message may be received all the same
 	// outageTold says that the outage was reported and no creation has succeeded since.
 	outageTold bool
 	retired    bool // receives nothing more, and ends with its last task
@@ -224,10 +226,16 @@ func (l *lane) room() int {
 	s := l.settings.Load()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.holdsBack() || l.outage {
+	if l.holdsBack() {
 		return 0
 	}
 	n := s.spec.MaxInFlight - l.inFlight
+	if l.outage {
+		if l.waiting > 0 || time.Now().Before(l.scoutAt) {
+			return 0
+		}
+		n = min(n, 1)
+	}
 	if s.spec.MaxPending > 0 {
 		n = min(n, s.spec.MaxPending-l.unready-l.waiting)
 	}

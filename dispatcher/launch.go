@@ -45,6 +45,9 @@ type order struct {
 	held    *lease.Lease
 }
 
+// current reports whether the task is still being launched by this order. The caller holds the mutex.
+func (o order) current() bool { return o.task.state == launching && o.task.attempt == o.attempt }
+
 // nextQueued waits for a task to launch, and for the moment that jobs-per-second allows it. ok is false when ctx ends.
 func (l *lane) nextQueued(ctx context.Context) (o order, ok bool) {
 	for {
@@ -69,6 +72,9 @@ func (l *lane) nextQueued(ctx context.Context) (o order, ok bool) {
 			}
 			l.move(t, launching)
 			l.setPending(t, true)
+			if l.outage {
+				l.awaitScout()
+			}
 			o := order{t, t.attempt, t.lease}
 			l.mu.Unlock()
 			return o, true
@@ -88,11 +94,27 @@ func (l *lane) anyQueued() bool {
 	return l.waiting > 0
 }
 
-// launchTask creates a task's Job. What fails in passing is tried again for as long as the lease is held.
+const (
+	// patience is how long a message is kept while its Job cannot be created. It must not keep others waiting for ever: there are
+	// errors that look as if they passed, and do not.
+	patience = 2 * time.Minute
+	// oddOneOut is how often the creation of one Job must fail, while others are created, for its message to be at fault.
+	oddOneOut = 5
+	// A message whose own Job cannot be created is given back for longer each time.
+	shortestPutOff, longestPutOff = 5 * time.Second, 10 * time.Minute
+	// scoutEvery is how often one more message is received while Jobs cannot be created: its Job may be created where those of the
+	// messages that are here cannot.
+	scoutEvery = 10 * time.Second
+	// mostRefusals is how many Jobs in a row may be refused with dry runs that pass.
+	mostRefusals = 10
+)
+
+// launchTask creates a task's Job. What fails in passing is tried again for a while.
 func (l *lane) launchTask(ctx context.Context, o order) {
 	t, held := o.task, o.held
 	retry := backoff{base: 100 * time.Millisecond, limit: 5 * time.Second}
-	defer func() { l.leaveOutage(retry.failures > 0) }()
+	var since time.Time // the first failure
+	var before int      // the Jobs that had been created by then
 	for {
 		s := l.settings.Load()
 		job, err := s.template.Job(jobs.Task{
@@ -107,38 +129,95 @@ func (l *lane) launchTask(ctx context.Context, o order) {
 		}
 		switch {
 		case err == nil:
-			l.launched(t, launched, adopted)
+			l.launched(o, launched, adopted)
 			return
 		case errors.Is(err, jobs.ErrPayload) || jobs.TooLarge(err):
 			l.metrics.Error(metrics.StageLaunch, "payload")
 			l.report.problem(s.object, payloadProblem(t.messageID, err))
-			l.settleTask(t, settlement{outcome: poisoned, reason: err.Error()})
+			l.settleTask(o, settlement{outcome: poisoned, reason: err.Error()})
 			return
 		case errors.Is(err, jobs.ErrForeign):
 			l.metrics.Error(metrics.StageLaunch, "foreign")
 			l.report.problem(s.object, foreignProblem(err))
-			l.settleTask(t, settlement{outcome: returned, notBefore: time.Now().Add(s.spec.LeaseDuration)})
+			l.settleTask(o, settlement{outcome: returned, notBefore: time.Now().Add(s.spec.LeaseDuration)})
 			return
 		case errors.Is(err, errLeaseEnded):
-			l.abandon(t, held)
+			l.abandon(o)
 			return
 		case jobs.Rejected(err):
 			l.metrics.Error(metrics.StageLaunch, jobs.Class(err))
-			l.block(err)
-			l.settleTask(t, settlement{outcome: returned})
+			l.refused(ctx, o, err)
 			return
 		}
 		if ctx.Err() != nil {
-			l.settleTask(t, settlement{outcome: returned})
+			l.settleTask(o, settlement{outcome: returned})
 			return
 		}
 		l.metrics.Error(metrics.StageLaunch, jobs.Class(err))
 		l.log.Debug("creating a Job failed, and is tried again", "message_id", t.messageID, "err", err)
-		l.enterOutage(err, retry.failures == 0)
-		if !sleep(ctx, retry.next()) || l.isHoldingBack() {
-			l.settleTask(t, settlement{outcome: returned})
+		delay := retry.next()
+		if retry.failures == 1 {
+			since, before = time.Now(), l.jobsCreated()
+		}
+		switch others := l.jobsCreated() > before; {
+		case others && retry.failures >= oddOneOut:
+			l.report.problem(s.object, messageProblem(t.messageID, err))
+			l.putOff(o)
+			return
+		case time.Since(since) > patience:
+			l.putOff(o)
+			return
+		case !others:
+			l.enterOutage(err)
+		}
+		if !sleep(ctx, delay) || l.isHoldingBack() {
+			l.settleTask(o, settlement{outcome: returned})
 			return
 		}
+	}
+}
+
+func (l *lane) jobsCreated() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.created
+}
+
+// refused decides on a task whose Job the API server refuses. Where it would take another Job of the template, what it refuses is the message.
+func (l *lane) refused(ctx context.Context, o order, refusal error) {
+	l.mu.Lock()
+	l.outage = false // the API server answers
+	wake(l.wakeReceive)
+	l.refusals++
+	inARow, blocked := l.refusals, l.blocked != nil
+	l.mu.Unlock()
+	var other error
+	if !blocked {
+		other = l.dryRun(ctx)
+	}
+	switch {
+	case blocked || ctx.Err() != nil:
+		l.settleTask(o, settlement{outcome: returned})
+	case other != nil:
+		l.block(refusal)
+		l.settleTask(o, settlement{outcome: returned})
+	case inARow > mostRefusals: // a dry run tells nothing here
+		l.block(refusal)
+		l.putOff(o)
+	default:
+		l.report.problem(l.settings.Load().object, messageProblem(o.task.messageID, refusal))
+		l.putOff(o)
+	}
+}
+
+// putOff gives back a message whose Job cannot be created, for longer each time: a source may offer it before all others.
+func (l *lane) putOff(o order) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if o.current() {
+		delay := spread(doubled(shortestPutOff, longestPutOff, o.task.putOff))
+		o.task.putOff++
+		l.decided(o.task, settlement{outcome: returned, notBefore: time.Now().Add(delay)})
 	}
 }
 
@@ -166,11 +245,14 @@ func (l *lane) create(ctx context.Context, job *batchv1.Job, held *lease.Lease) 
 }
 
 // launched takes note that a task's Job exists.
-func (l *lane) launched(t *task, job *batchv1.Job, adopted bool) {
+func (l *lane) launched(o order, job *batchv1.Job, adopted bool) {
+	t := o.task
 	now := time.Now()
 	status := jobs.StatusOf(job)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.created++
+	l.refusals = 0
 	if l.outage {
 		l.outage = false
 		wake(l.wakeReceive)
@@ -185,7 +267,8 @@ func (l *lane) launched(t *task, job *batchv1.Job, adopted bool) {
 		l.metrics.Created.Inc()
 	}
 	l.metrics.Launch.Observe(metrics.Since(t.receivedAt))
-	if t.state != launching {
+	t.putOff = 0
+	if !o.current() {
 		return // the watch was faster
 	}
 	l.move(t, running)
@@ -198,11 +281,12 @@ func (l *lane) launched(t *task, job *batchv1.Job, adopted bool) {
 }
 
 // abandon forgets a task whose lease ended before its Job was created. The message comes again.
-func (l *lane) abandon(t *task, held *lease.Lease) {
-	l.keeper.Drop(held)
+func (l *lane) abandon(o order) {
+	t := o.task
+	l.keeper.Drop(o.held)
 	l.mu.Lock()
-	if t.state == launching {
-		if t.lease != held && t.lease != nil {
+	if o.current() {
+		if t.lease != o.held && t.lease != nil {
 			l.enqueue(t) // it has come again already
 		} else {
 			l.remove(t)
@@ -212,33 +296,24 @@ func (l *lane) abandon(t *task, held *lease.Lease) {
 	l.endIfEmpty()
 }
 
-// enterOutage stops receiving until a Job can be created again. first is set with a task's first failure.
-func (l *lane) enterOutage(err error, first bool) {
+// enterOutage stops receiving, but for a scout now and then, until a Job can be created again.
+func (l *lane) enterOutage(err error) {
 	l.mu.Lock()
-	if first {
-		l.failing++
-	}
 	tell := !l.outage
 	l.outage, l.outageTold = true, true
+	if tell {
+		l.awaitScout()
+	}
 	l.mu.Unlock()
 	if tell {
 		l.report.problem(l.settings.Load().object, creationProblem(err))
 	}
 }
 
-// leaveOutage is called as the launch of a task ends in whatever way. Once none is left that could show that Jobs can be created again,
-// receiving must go on to find out.
-func (l *lane) leaveOutage(failed bool) {
-	if !failed {
-		return
-	}
-	l.mu.Lock()
-	l.failing--
-	if l.failing == 0 && l.outage {
-		l.outage = false
-		wake(l.wakeReceive)
-	}
-	l.mu.Unlock()
+// awaitScout lets the next message be received in a while. The caller holds the mutex.
+func (l *lane) awaitScout() {
+	l.scoutAt = time.Now().Add(scoutEvery)
+	time.AfterFunc(scoutEvery, func() { wake(l.wakeReceive) })
 }
 
 // pace is jobs-per-second. The zero value does not limit.

@@ -48,12 +48,16 @@ func (l *lane) probe(ctx context.Context) {
 	}
 }
 
-func (l *lane) tryUnblock(ctx context.Context) {
+// dryRun asks the API server whether it takes Jobs of the template.
+func (l *lane) dryRun(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, l.tuning.LaunchTimeout)
 	defer cancel()
+	return l.launcher.DryRun(ctx, l.settings.Load().template, l.identity)
+}
+
+func (l *lane) tryUnblock(ctx context.Context) {
 	s := l.settings.Load()
-	err := l.launcher.DryRun(ctx, s.template, l.identity)
-	if err != nil {
+	if err := l.dryRun(ctx); err != nil {
 		l.metrics.Error(metrics.StageLaunch, jobs.Class(err))
 		if jobs.Rejected(err) { // anything else says nothing about the Jobs
 			l.report.problem(s.object, rejectedProblem(err))
@@ -61,7 +65,7 @@ func (l *lane) tryUnblock(ctx context.Context) {
 		return
 	}
 	l.mu.Lock()
-	l.blocked = nil
+	l.blocked, l.refusals = nil, 0
 	l.mu.Unlock()
 	l.report.resolved(s.object, aboutRejected)
 	l.setState()

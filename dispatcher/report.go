@@ -37,6 +37,7 @@ const (
 	aboutCreation about = "creation"
 	aboutPayload  about = "payload"
 	aboutForeign  about = "foreign"
+	aboutMessage  about = "message"
 	aboutStart    about = "start"
 	aboutPoison   about = "poison"
 	aboutLease    about = "lease"
@@ -209,6 +210,13 @@ func payloadProblem(messageID string, err error) problem {
 
 func foreignProblem(err error) problem {
 	return problem{about: aboutForeign, reason: "NameTaken", text: err.Error() + "; its message waits in the queue until then"}
+}
+
+func messageProblem(messageID string, err error) problem {
+	return problem{
+		about: aboutMessage, reason: "MessageRefused",
+		text: fmt.Sprintf("message %s: its Job cannot be created, while others can; it stays in the queue with no attempt used, and is tried less and less often, until what refuses it is changed or it is removed: %v", messageID, err),
+	}
 }
 
 func rejectedProblem(err error) problem {

@@ -21,11 +21,11 @@ const (
 )
 
 // settleTask decides a task from outside the mutex.
-func (l *lane) settleTask(t *task, s settlement) {
+func (l *lane) settleTask(o order, s settlement) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if t.state == launching {
-		l.decided(t, s)
+	if o.current() {
+		l.decided(o.task, s)
 	}
 }
 
@@ -46,7 +46,7 @@ func (l *lane) decided(t *task, s settlement) {
 // rest ends our work on a task whose message is not with us any more. The caller holds the mutex.
 func (l *lane) rest(t *task) {
 	l.move(t, resting)
-	if t.recordLost && !l.retired {
+	if (t.recordLost || t.putOff > 0) && !l.retired {
 		l.dropSlot(t)
 		return
 	}
@@ -255,6 +255,8 @@ func (l *lane) afterSettling(c claim) {
 	case completed, poisoned:
 		if c.outcome == poisoned {
 			s := l.settings.Load()
+			l.log.Info("message poisoned", "message_id", t.messageID, "attempt", t.attempt, "job", c.job, "reason", c.reason,
+				"destination", s.spec.PoisonQueue)
 			l.report.poisoned(s.object, s.spec.PoisonQueue, t.messageID, c.settlement)
 		}
 		t.recordLost = false

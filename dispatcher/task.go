@@ -35,6 +35,8 @@ type task struct {
 	pending bool
 	// recordLost says that a Job of the message was deleted, so that what became of it is known here only.
 	recordLost bool
+	// putOff is how often the message was given back because its own Job could not be created.
+	putOff int
 	// failed says that the Job of this attempt has run and failed, so that the next launch is another attempt.
 	failed bool
 	// started is the attempt whose pods have been seen to start.
