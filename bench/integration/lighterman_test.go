@@ -3,6 +3,7 @@ package integration
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -34,7 +35,7 @@ type process struct {
 func runLighterman(t *testing.T, namespace string, args ...string) *process {
 	t.Helper()
 	p := &process{t: t, done: make(chan struct{}), grown: make(chan struct{})}
-	p.cmd = exec.Command(binary, append([]string{
+	p.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), binary, append([]string{
 		"run", "--kubeconfig", clustertest.Get(t).Kubeconfig, "--namespace", namespace, "--lock-namespace", namespace,
 		"--metrics-addr", "127.0.0.1:0", "--log-format", "json", "--log-level", "debug",
 	}, args...)...)
@@ -167,7 +168,11 @@ func (p *process) waitForLog(text string) map[string]any {
 func (p *process) get(path string) (status int, body string) {
 	p.t.Helper()
 	addr, _ := p.waitForLog("serving metrics and health")["addr"].(string)
-	resp, err := http.Get("http://" + addr + path)
+	request, err := http.NewRequestWithContext(p.t.Context(), http.MethodGet, "http://"+addr+path, http.NoBody)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(request)
 	if err != nil {
 		p.t.Fatalf("reading %s: %v", path, err)
 	}

@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -32,7 +33,7 @@ func run(m *testing.M) int {
 		}
 	}()
 	binary = filepath.Join(dir, "lighterman")
-	build := exec.Command("go", "build", "-race", "-o", binary, "./cmd/lighterman")
+	build := exec.CommandContext(context.Background(), "go", "build", "-race", "-o", binary, "./cmd/lighterman")
 	build.Dir = "../.."
 	build.Stdout, build.Stderr = os.Stderr, os.Stderr
 	if err := build.Run(); err != nil {

@@ -99,6 +99,10 @@ func makeKubernetes(ctx context.Context, b *builder) error {
 
 func makeKwok(ctx context.Context, b *builder) error {
 	const module = "sigs.k8s.io/kwok"
+	if err := b.goBuild(ctx, "-ldflags", "-s -w", "-o", filepath.Join(b.out, "kwok"), module+"/cmd/kwok"); err != nil {
+		return err
+	}
+	// Only now is the module sure to have been downloaded: go tells no folder of one that is not there.
 	dir, err := b.goOutput(ctx, "list", "-m", "-f", "{{.Dir}}", module)
 	if err != nil {
 		return err
@@ -119,7 +123,7 @@ func makeKwok(ctx context.Context, b *builder) error {
 			return err
 		}
 	}
-	return b.goBuild(ctx, "-ldflags", "-s -w", "-o", filepath.Join(b.out, "kwok"), module+"/cmd/kwok")
+	return nil
 }
 
 // A set is what one build makes.
