@@ -19,9 +19,9 @@ import (
 // recount compares what the lanes of a process have counted with what is there. Every test does so when it stops a process.
 func (p *process) recount() {
 	synctest.Wait()
-	p.Dispatcher.mu.Lock()
+	p.mu.Lock()
 	leading := p.leading
-	p.Dispatcher.mu.Unlock()
+	p.mu.Unlock()
 	if leading == nil {
 		return
 	}

@@ -166,7 +166,7 @@ func (s *Source) poisonLarge(ctx context.Context, p lease.Poisoned) error {
 			return nil
 		})
 		if addErr := adding.Err(); addErr != nil {
-			return answer{copyErr: addErr}, nil
+			return answer{copyErr: addErr}, nil //nolint:nilerr // what failed is the copy; its error says so
 		}
 		if err != nil {
 			return answer{}, err
