@@ -241,6 +241,8 @@ func TestTwoTemplatesOnOneSource(t *testing.T) {
 	if err := w.client.BatchV1().CronJobs(w.namespace).Delete(w.Context(), "a-first", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	// Until the deletion has been seen, the older one would rightly take it.
+	w.eventually("the newer template dispatches", func(context.Context) (bool, error) { return len(p.logged("dispatching")) == 2, nil })
 	s.send("2")
 	s.waitUntilEmpty()
 	texts := map[string]bool{}
