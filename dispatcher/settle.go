@@ -194,9 +194,6 @@ func (l *lane) callSource(ctx context.Context, batch []claim) []error {
 		returns := make([]lease.Return, len(batch))
 		for i, c := range batch {
 			returns[i] = lease.Return{Lease: c.held, Delay: max(time.Until(c.notBefore), 0)}
-			if c.notBefore.IsZero() {
-				returns[i].Delay = 0
-			}
 			if longest := l.traits.MaxDelay; longest > 0 {
 				// It comes back early then, and is given back again for the rest.
 				returns[i].Delay = min(returns[i].Delay, longest)

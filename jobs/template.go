@@ -45,17 +45,18 @@ func FromJob(j *batchv1.Job, strip func(map[string]string) map[string]string) (*
 	if spec.ManualSelector == nil || !*spec.ManualSelector {
 		// The API server put these in; it makes new ones for each Job.
 		spec.Selector = nil
-		for _, generated := range []string{
-			"controller-uid", "job-name", batchv1.ControllerUidLabel, batchv1.JobNameLabel,
-		} {
-			delete(spec.Template.Labels, generated)
-		}
+		dropGenerated(spec.Template.Labels)
 	}
 	labels := maps.Clone(j.Labels)
-	for _, generated := range []string{"controller-uid", "job-name", batchv1.ControllerUidLabel, batchv1.JobNameLabel} {
-		delete(labels, generated)
-	}
+	dropGenerated(labels)
 	return newTemplate(RefOf("Job", j), labels, strip(j.Annotations), spec)
+}
+
+// dropGenerated removes the labels that the API server puts on a Job and its pods, of which each Job gets its own.
+func dropGenerated(labels map[string]string) {
+	for _, key := range []string{"controller-uid", "job-name", batchv1.ControllerUidLabel, batchv1.JobNameLabel} {
+		delete(labels, key)
+	}
 }
 
 // toolAnnotations tie an object to the tool that applied it, and would tie each Job to it as well: kubectl's is a copy of the whole template,
