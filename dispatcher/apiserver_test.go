@@ -2,6 +2,7 @@ package dispatcher
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -36,6 +37,7 @@ type apiServer struct {
 	changed  chan struct{} // closed and replaced with each change
 	faults   []*apiFault
 	requests map[string]int // by verb and resource
+	broken   chan struct{}  // closed and replaced when all watches break off
 }
 
 type objectKey struct{ resource, namespace, name string }
@@ -72,7 +74,7 @@ type apiFault struct {
 }
 
 func newAPIServer() *apiServer {
-	return &apiServer{objects: map[objectKey]object{}, changed: make(chan struct{}), requests: map[string]int{}}
+	return &apiServer{objects: map[objectKey]object{}, changed: make(chan struct{}), requests: map[string]int{}, broken: make(chan struct{})}
 }
 
 // connection is one process's way to the API server.
@@ -105,6 +107,14 @@ func (s *apiServer) remove(f *apiFault) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.faults = slices.DeleteFunc(s.faults, func(g *apiFault) bool { return f == g })
+}
+
+// breakWatches ends all watches that are under way.
+func (s *apiServer) breakWatches() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.broken)
+	s.broken = make(chan struct{})
 }
 
 // count is how often a verb was asked of a resource, hit by a fault or not.
@@ -360,11 +370,18 @@ func (s *apiServer) watch(req *http.Request, r *apiRequest) *http.Response {
 			"annotations":     object{metav1.InitialEventsAnnotationKey: "true"},
 		}}})
 	}
+	broken := s.broken
 	s.mu.Unlock()
-	stop := req.Context().Done()
+	watching, stopWatching := context.WithCancel(req.Context())
+	stop := watching.Done()
 	go func() {
-		<-stop
-		writer.CloseWithError(req.Context().Err())
+		defer stopWatching()
+		select {
+		case <-req.Context().Done():
+			writer.CloseWithError(req.Context().Err())
+		case <-broken:
+			writer.CloseWithError(io.ErrUnexpectedEOF)
+		}
 	}()
 	go func() {
 		for _, event := range first {

@@ -197,6 +197,7 @@ func (l *lane) run(ctx context.Context) {
 	working.Go(func() { l.launch(ctx) })
 	working.Go(func() { l.watchStarts(ctx) })
 	working.Go(func() { l.probe(ctx) })
+	working.Go(func() { l.audit(ctx) })
 	reading.Go(func() { l.readBacklog(ctx) })
 
 	select {

@@ -58,7 +58,7 @@ func (l *lane) jobChanged(id jobs.Identity, job *batchv1.Job) {
 		l.finished(t, job.Name, status)
 		return
 	}
-	l.progress(t, status)
+	l.progress(t, job, status)
 }
 
 // JobGone is told by the tracker that a Job of this lane's source has been removed.
@@ -95,11 +95,12 @@ func (l *lane) adoptOrphan(id jobs.Identity, job *batchv1.Job, status jobs.Statu
 	}
 	l.tasks[id.MessageID] = t
 	l.takeSlot(t)
-	l.progress(t, status)
+	l.progress(t, job, status)
 }
 
 // progress notes how far a running Job is. The caller holds the mutex.
-func (l *lane) progress(t *task, status jobs.Status) {
+func (l *lane) progress(t *task, job *batchv1.Job, status jobs.Status) {
+	t.namespace = job.Namespace
 	l.setPending(t, status.Phase == jobs.Pending)
 	switch {
 	case !t.pending:

@@ -27,6 +27,8 @@ type task struct {
 	messageID string
 	attempt   int
 	state     state
+	// namespace is where its Job is, once state is running.
+	namespace string
 	// lease is nil while the message is not ours: a Job that a former leader launched, or whose lease was lost.
 	lease *lease.Lease
 	// slot says that the task takes up one of the slots.
