@@ -193,7 +193,7 @@ func trim(obj any) (any, error) {
 			Annotations: only(job.Annotations, AnnotationSource, AnnotationMessageID, AnnotationAttempt,
 				AnnotationTemplate, AnnotationEnded),
 		},
-		Spec:   batchv1.JobSpec{Suspend: job.Spec.Suspend},
+		Spec:   batchv1.JobSpec{Suspend: job.Spec.Suspend, TTLSecondsAfterFinished: job.Spec.TTLSecondsAfterFinished},
 		Status: job.Status,
 	}
 	kept.Status.UncountedTerminatedPods = nil
