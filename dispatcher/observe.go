@@ -125,5 +125,10 @@ func (l *lane) finished(t *task, job string, status jobs.Status) {
 		l.metrics.Failed(status.Reason)
 	}
 	t.recordLost = t.recordLost || status.Reason == reasonDeleted
-	l.decided(t, decide(l.settings.Load().spec, t.messageID, t.attempt, job, status))
+	settings := l.settings.Load()
+	s := decide(settings.spec, t.messageID, t.attempt, job, status)
+	if s.outcome == requeued { // of the last attempt, the Event of the poisoned message tells
+		l.report.problem(settings.object, attemptProblem(settings.spec, t.messageID, s))
+	}
+	l.decided(t, s)
 }
