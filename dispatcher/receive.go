@@ -212,7 +212,7 @@ func (l *lane) lastJob(messageID string) *batchv1.Job {
 func (l *lane) enqueue(t *task) {
 	l.setPending(t, false)
 	l.move(t, queued)
-	t.failed, t.startable = false, time.Time{}
+	t.failed, t.startable, t.pendingSince = false, time.Time{}, time.Time{}
 	l.queue = append(l.queue, t)
 	wake(l.wakeLaunch)
 }
