@@ -3,6 +3,8 @@ package dispatcher
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,35 +21,49 @@ import (
 // recount compares what the lanes of a process have counted with what is there. Every test does so when it stops a process.
 func (p *process) recount() {
 	synctest.Wait()
-	p.mu.Lock()
-	leading := p.leading
-	p.mu.Unlock()
-	if leading == nil {
-		return
-	}
-	leading.mu.Lock()
-	defer leading.mu.Unlock()
-	for _, h := range leading.holders {
-		l := h.lane
-		l.mu.Lock()
-		waiting, unready, inFlight := 0, 0, 0
-		for _, t := range l.tasks {
-			if t.state == queued {
-				waiting++
-			}
-			if t.pending {
-				unready++
-			}
-			if t.slot {
-				inFlight++
-			}
+	for _, l := range p.lanes() {
+		if wrong := l.miscounted(); wrong != "" {
+			p.h.t.Error(wrong)
 		}
-		if waiting != l.waiting || unready != l.unready || inFlight != l.inFlight {
-			p.h.t.Errorf("%s counts %d waiting, %d unready, %d in flight, and there are %d, %d and %d",
-				l.identity, l.waiting, l.unready, l.inFlight, waiting, unready, inFlight)
+	}
+}
+
+// lanes are those of the shards that the process leads.
+func (d *Dispatcher) lanes() (found []*lane) {
+	d.mu.Lock()
+	leading := slices.Collect(maps.Values(d.leading))
+	d.mu.Unlock()
+	for _, l := range leading {
+		l.mu.Lock()
+		for _, h := range l.holders {
+			found = append(found, h.lane)
 		}
 		l.mu.Unlock()
 	}
+	return found
+}
+
+// miscounted says what a lane has counted wrongly.
+func (l *lane) miscounted() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	waiting, unready, inFlight := 0, 0, 0
+	for _, t := range l.tasks {
+		if t.state == queued {
+			waiting++
+		}
+		if t.pending {
+			unready++
+		}
+		if t.slot {
+			inFlight++
+		}
+	}
+	if waiting == l.waiting && unready == l.unready && inFlight == l.inFlight {
+		return ""
+	}
+	return fmt.Sprintf("%s counts %d waiting, %d unready, %d in flight, and there are %d, %d and %d",
+		l.identity, l.waiting, l.unready, l.inFlight, waiting, unready, inFlight)
 }
 
 // Messages whose Jobs finished while nobody led never wait to be launched, and must not count as if they had.
