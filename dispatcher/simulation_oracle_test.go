@@ -100,7 +100,7 @@ func (w *simulation) checkRoom(s *simSource, limit int) {
 	var waiting []*holding
 	for id, h := range s.held {
 		m := s.q.messages[id]
-		if m.ended != "" || !h.trusted() {
+		if m.ended != "" || h.spent || !h.trusted() {
 			continue
 		}
 		held++

@@ -35,7 +35,8 @@ func (w *simulation) allowed(m *simMessage) time.Duration {
 	}
 	took := max(ready.Sub(m.sentAt), 0) + 10*time.Second
 	for attempt := 1; attempt <= min(m.plan.failures+1, q.maxAttempts); attempt++ {
-		took += w.fateOf(m, attempt).done + q.backoff[1] + 5*time.Second
+		// The delay counts from when the Job finished, by the API server's clock.
+		took += w.fateOf(m, attempt).done + q.backoff[1] + max(w.skew, 0) + 5*time.Second
 	}
 	return took
 }

@@ -34,6 +34,9 @@ type holding struct {
 	launched bool
 	// returning says that it has begun to give the message back, or to settle it.
 	returning bool
+	// spent says that the message was settled, or that this was too late. A launch whose answer did not arrive may be tried again all the same,
+	// until the lease's deadline: the Job stays for longer than that.
+	spent bool
 	// lostAt is when it was told that the lease is lost. What happens in that very moment may have been begun before.
 	lostAt time.Time
 }
@@ -197,7 +200,7 @@ func (s *simSource) try(ctx context.Context, op string, leases []*lease.Lease, a
 			if op == "extend" && one.err != nil {
 				h.lostAt = time.Now()
 			} else if op != "extend" {
-				delete(s.held, one.original.ID)
+				h.spent = true
 			}
 		}
 	}
