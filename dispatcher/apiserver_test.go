@@ -35,6 +35,7 @@ type apiServer struct {
 	feeds    map[string]*feed              // by resource
 	faults   []*apiFault
 	requests map[string]int // by verb and resource
+	fenced   bool           // the fence is installed
 	skew     time.Duration  // by how much the server's clock is ahead of everybody else's
 }
 
@@ -263,6 +264,9 @@ func (s *apiServer) do(r *apiRequest) (any, error) {
 	case "list":
 		return s.encodedList(r), nil
 	case "create", "dry-run":
+		if err := s.admit(r); err != nil { // before it is found to exist, as admission is
+			return nil, err
+		}
 		if existing != nil && r.resource == "events" {
 			// They are named by the time, which stands still in a bubble.
 			r.name += fmt.Sprintf("-%d", s.version)

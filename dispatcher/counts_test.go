@@ -3,6 +3,8 @@ package dispatcher
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,25 +21,24 @@ import (
 // recount compares what the lanes of a process have counted with what is there. Every test does so when it stops a process.
 func (p *process) recount() {
 	synctest.Wait()
-	for _, l := range p.Dispatcher.lanes() {
+	for _, l := range p.lanes() {
 		if wrong := l.miscounted(); wrong != "" {
 			p.h.t.Error(wrong)
 		}
 	}
 }
 
-// lanes are those that have a source now; none while another process leads.
+// lanes are those of the shards that the process leads.
 func (d *Dispatcher) lanes() (found []*lane) {
 	d.mu.Lock()
-	leading := d.leading
+	leading := slices.Collect(maps.Values(d.leading))
 	d.mu.Unlock()
-	if leading == nil {
-		return nil
-	}
-	leading.mu.Lock()
-	defer leading.mu.Unlock()
-	for _, h := range leading.holders {
-		found = append(found, h.lane)
+	for _, l := range leading {
+		l.mu.Lock()
+		for _, h := range l.holders {
+			found = append(found, h.lane)
+		}
+		l.mu.Unlock()
 	}
 	return found
 }
