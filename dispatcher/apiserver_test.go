@@ -83,9 +83,14 @@ var errCut = errors.New("connection cut")
 
 func (c *connection) client(t *testing.T) kubernetes.Interface {
 	t.Helper()
+	return newClient(t, c)
+}
+
+func newClient(t *testing.T, transport http.RoundTripper) kubernetes.Interface {
+	t.Helper()
 	client, err := kubernetes.NewForConfigAndClient(&rest.Config{
 		Host: "http://api", QPS: -1, ContentConfig: rest.ContentConfig{ContentType: "application/json", AcceptContentTypes: "application/json"},
-	}, &http.Client{Transport: c})
+	}, &http.Client{Transport: transport})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -120,10 +120,10 @@ func (l *lane) markGone(emptyAt time.Time) {
 const clockSkew = time.Minute
 
 // keep is how much longer a settled Job stays (invariant 4): as long as a request of a former leader can still be under way,
-// or as the template wishes, whichever is longer.
+// or as the template wishes, whichever is longer. The time begins when the Job finished, by the API server's clock.
 func (l *lane) keep(job *batchv1.Job) time.Duration {
 	s := l.settings.Load()
-	window := s.spec.LeaseDuration + l.tuning.LaunchTimeout + l.tuning.LockDuration
+	window := s.spec.LeaseDuration + l.tuning.LaunchTimeout + l.tuning.LockDuration + clockSkew
 	if ttl, ok := s.template.TTL(); ok {
 		window = max(window, ttl-time.Since(jobs.StatusOf(job).FinishedAt))
 	}
