@@ -50,7 +50,8 @@ var mutations = []mutation{
 	{3, "what became of a message before is not looked at", []edit{
 		{"dispatcher/receive.go", "if last == nil {", "if last = nil; last == nil {"},
 	}},
-	{3, "a message that comes again while its Job runs gets another Job", []edit{
+	{3, "a Job that runs is not adopted, and its message gets another", []edit{
+		{"dispatcher/observe.go", "\tl.tasks[id.MessageID] = t\n\tl.takeSlot(t)", "\tif true {\n\t\treturn\n\t}\n\tl.takeSlot(t)"},
 		{"dispatcher/receive.go", "\tif !status.Phase.Finished() {\n\t\tl.metrics.Adopted.Inc()", "\tif !status.Phase.Finished() {\n\t\tt.attempt++\n\t\tl.enqueue(t)\n\t\treturn\n\t}\n\tif !status.Phase.Finished() {\n\t\tl.metrics.Adopted.Inc()"},
 	}},
 	{3, "a message that comes again after its Job succeeded gets another Job", []edit{
@@ -68,10 +69,10 @@ var mutations = []mutation{
 		{"jobs/template.go", "spec.TTLSecondsAfterFinished = nil", ""},
 	}},
 	{4, "a settled Job need not stay", []edit{
-		{"dispatcher/mark.go", "window := s.spec.LeaseDuration + l.tuning.LaunchTimeout + l.tuning.LockDuration", "window := time.Duration(0)"},
+		{"dispatcher/mark.go", "window := s.spec.LeaseDuration + l.tuning.LaunchTimeout + l.tuning.LockDuration + clockSkew", "window := time.Duration(0)"},
 	}},
-	{4, "the window leaves out how long a request can be under way", []edit{
-		{"dispatcher/mark.go", "s.spec.LeaseDuration + l.tuning.LaunchTimeout + l.tuning.LockDuration", "s.spec.LeaseDuration + l.tuning.LockDuration"},
+	{4, "the window leaves out that clocks differ", []edit{
+		{"dispatcher/mark.go", "l.tuning.LockDuration + clockSkew", "l.tuning.LockDuration"},
 	}},
 	{4, "the window counts from when the Job finished", []edit{
 		{"jobs/finish.go", "ttl += max(time.Since(finished), 0)", "ttl += 0 * time.Since(finished)"},
@@ -85,7 +86,7 @@ var mutations = []mutation{
 
 	// 5. A lease is trusted for less time than the server grants.
 	{5, "a Job is created without a look at the lease's deadline", []edit{
-		{"dispatcher/launch.go", "if !time.Now().Before(deadline) {", "if false {"},
+		{"dispatcher/launch.go", "if !time.Now().Before(deadline) {", "if _ = deadline; false {"},
 		{"dispatcher/launch.go", "min(time.Until(deadline), l.tuning.LaunchTimeout)", "l.tuning.LaunchTimeout"},
 	}},
 	{5, "a message is settled without a look at the lease's deadline", []edit{
