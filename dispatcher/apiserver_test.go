@@ -35,6 +35,7 @@ type apiServer struct {
 	feeds    map[string]*feed              // by resource
 	faults   []*apiFault
 	requests map[string]int // by verb and resource
+	gate     *watchGate     // before the watches of processes that have none of their own
 	fenced   bool           // the fence is installed
 	skew     time.Duration  // by how much the server's clock is ahead of everybody else's
 }
@@ -70,6 +71,7 @@ type apiFault struct {
 func newAPIServer() *apiServer {
 	return &apiServer{
 		objects: map[objectKey]object{}, raw: map[objectKey]json.RawMessage{}, feeds: map[string]*feed{}, requests: map[string]int{},
+		gate: newWatchGate(),
 	}
 }
 
@@ -110,6 +112,9 @@ func (s *apiServer) remove(f *apiFault) {
 	s.faults = slices.DeleteFunc(s.faults, func(g *apiFault) bool { return f == g })
 }
 
+// breakWatches ends all watches that are under way, as when the API server goes away.
+func (s *apiServer) breakWatches() { s.gate.set(func(g *gateState) { g.breaks++ }) }
+
 // count is how often a verb was asked of a resource, hit by a fault or not.
 func (s *apiServer) count(verb, resource string) int {
 	s.mu.Lock()
@@ -144,7 +149,7 @@ func (c *connection) RoundTrip(req *http.Request) (*http.Response, error) {
 		return respond(req, nil, failure)
 	}
 	if r.verb == "watch" {
-		return response(req, http.StatusOK, c.server.watch(req.Context(), r, nil)), nil
+		return response(req, http.StatusOK, c.server.watch(req.Context(), r, c.server.gate)), nil
 	}
 	result, err := c.server.do(r)
 	if failure != nil {

@@ -5,11 +5,9 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/lighterman-dev/lighterman/jobs"
@@ -103,7 +101,7 @@ func (w *simulation) takeEffect(p *simProcess, r *apiRequest) (any, error) {
 	}
 	op, name := r.verb+" "+r.resource, w.title(r.name)
 	var result any
-	err := w.admit(p, r)
+	err := w.refuse(r)
 	if err == nil {
 		w.api.mu.Lock()
 		before := w.api.objects[objectKey{r.resource, r.namespace, r.name}]
@@ -114,6 +112,9 @@ func (w *simulation) takeEffect(p *simProcess, r *apiRequest) (any, error) {
 			name = w.title(r.name)
 		}
 	}
+	if jobs.Fenced(err) {
+		p.usurped = nil // it is told now
+	}
 	switch {
 	case err != nil:
 		w.note(p.actor, op, name, err.Error())
@@ -123,8 +124,8 @@ func (w *simulation) takeEffect(p *simProcess, r *apiRequest) (any, error) {
 	return result, err
 }
 
-// admit is the API server's admission of Jobs: the person's mistakes, and the fence. The caller holds the mutex.
-func (w *simulation) admit(p *simProcess, r *apiRequest) error {
+// refuse is what a person's mistakes make the API server say to Jobs. The caller holds the mutex.
+func (w *simulation) refuse(r *apiRequest) error {
 	if r.resource != "jobs" || r.verb != "create" && r.verb != "dry-run" {
 		return nil
 	}
@@ -137,34 +138,10 @@ func (w *simulation) admit(p *simProcess, r *apiRequest) error {
 			return apierrors.NewForbidden(jobsResource, r.name, errors.New("exceeded quota: small, requested: count/jobs.batch=1"))
 		}
 	}
-	if fence := fenceOf(r); w.fenced && fence != "" && !w.currentTerm(fence) {
-		p.usurped = nil // it is told now
-		denied := apierrors.NewForbidden(jobsResource, r.name, errors.New(fenceDenied))
-		denied.ErrStatus.Details.Causes = []metav1.StatusCause{{Message: fenceDenied}}
-		return denied
-	}
 	return nil
 }
 
-const (
-	annotationFence = "lighterman.dev/fence"
-	fenceDenied     = "fenced"
-)
-
-func fenceOf(r *apiRequest) string { return text(r.body, "metadata", "annotations", annotationFence) }
-
-// currentTerm reports whether a fence, as in "namespace/lock/term", names the present term of its lock. The caller holds the mutex.
-func (w *simulation) currentTerm(fence string) bool {
-	parts := strings.Split(fence, "/")
-	if len(parts) != 3 {
-		return false
-	}
-	w.api.mu.Lock()
-	defer w.api.mu.Unlock()
-	spec, _ := w.api.objects[objectKey{"leases", parts[0], parts[1]}]["spec"].(object)
-	term, _ := spec["leaseTransitions"].(float64)
-	return strconv.Itoa(int(term)) == parts[2]
-}
+func fenceOf(r *apiRequest) string { return text(r.body, "metadata", "annotations", jobs.AnnotationFence) }
 
 // title is what the trace calls an object: a Job by its message and attempt.
 func (w *simulation) title(name string) string {

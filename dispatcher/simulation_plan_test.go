@@ -112,12 +112,13 @@ type stall struct {
 
 // newPlan draws the plan of a seed.
 func newPlan(seed uint64) *plan {
-	p := &plan{chance: chance(seed), shards: 1}
+	p := &plan{chance: chance(seed)}
 	d := p.of("plan")
 	p.style = pick(&d, "storms", "storms", "storms", "crashes", "crashes", "zombies", "zombies", "mistakes", "isolation")
 	p.replicas = pick(&d, 2, 2, 2, 3)
+	p.shards = pick(&d, 1, 1, 1, 2, 4)
 	p.fenced = d.percent(50)
-	p.lock = time.Duration(pick(&d, 6, 8, 10, 15)) * time.Second
+	p.lock = time.Duration(pick(&d, 8, 10, 15, 20)) * time.Second
 	p.timeout = time.Duration(d.from(5, 10)) * time.Second
 	p.skew = time.Duration(pick(&d, 0, 0, 5, -5, 30, -30)) * time.Second
 	p.slots = pick(&d, 10_000, 10_000, 10_000, d.from(3, 8))

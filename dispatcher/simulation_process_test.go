@@ -58,7 +58,9 @@ func (w *simulation) start(number int) {
 		OpenSource: func(spec *annotation.Spec, connectionString string) (lease.Source, error) {
 			return w.open(p, spec, connectionString)
 		},
-		Lock:        LockConfig{Client: client, Namespace: namespace, Name: "lock", Identity: p.identity, LeaseDuration: w.lock},
+		Lock: LockConfig{
+			Client: client, Namespace: namespace, Name: "lock", Identity: p.identity, Shards: w.shards, LeaseDuration: w.lock,
+		},
 		MaxInFlight: w.slots,
 		Tuning:      Tuning{LaunchTimeout: w.timeout, SourceTimeout: w.timeout, PollInterval: time.Second},
 		Metrics:     metrics.New(prometheus.NewRegistry()),

@@ -27,7 +27,7 @@ func (w *simulation) allowed(m *simMessage) time.Duration {
 	if !q.calm {
 		return 0
 	}
-	ready := w.begun.Add(w.lock + 5*time.Second) // one of the processes leads by then
+	ready := w.begun.Add(2*w.lock + 5*time.Second) // the processes have shared the shards by then
 	for _, mistake := range w.mistakes {
 		if w.queues[mistake.template] == q || mistake.what == "secret" {
 			ready = later(ready, w.begun.Add(mistake.to+time.Minute))

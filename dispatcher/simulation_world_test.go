@@ -61,9 +61,8 @@ type simQueue struct {
 const tooLong = 2 * time.Minute
 
 // simulate runs one seed in a bubble of its own.
-func simulate(t *testing.T, seed uint64) *simulation {
+func simulate(t *testing.T, seed uint64) (w *simulation) {
 	t.Helper()
-	var w *simulation
 	defer func() {
 		if r := recover(); r != nil { // synctest's way to say that goroutines are left
 			w.violate(8, nil, "%v", r)
@@ -92,7 +91,7 @@ func newSimulation(t *testing.T, p *plan) *simulation {
 		times: map[string]int{}, jobs: map[string]*simJob{}, steps: map[string]int{},
 		processes: make([]*simProcess, p.replicas),
 	}
-	w.api.skew = p.skew
+	w.api.skew, w.api.fenced = p.skew, p.fenced
 	w.client = &harness{t: t, api: w.api}
 	w.client.admin = (&connection{server: w.api}).client(t)
 	w.client.create(&corev1.Secret{
