@@ -28,7 +28,7 @@ func TestFreshSeeds(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := campaign{
-		worker:  worker{binary: binary, dir: filepath.Join(root, "dispatcher"), limit: 2 * time.Minute},
+		worker:  worker{binary: binary, dir: filepath.Join(root, "dispatcher"), limit: 3 * time.Minute},
 		workers: runtime.NumCPU(), out: t.Output(), progress: t.Output(),
 	}
 	found, err := c.run(t.Context(), append(chunks(kept), fresh(rand.Uint64()>>20, 1000)...))

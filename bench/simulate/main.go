@@ -41,7 +41,7 @@ func run(ctx context.Context, args []string) error {
 	seed := flags.Uint64("seed", 0, "replay this seed, and nothing else")
 	trace := flags.String("trace", "", "with -seed: the file for the whole trace (default: .cache/simulate/<seed>.trace in the repository)")
 	workers := flags.Int("workers", runtime.NumCPU(), "how many seeds to run at once")
-	limit := flags.Duration("limit", time.Minute, "how long a worker may take for its seeds before it is killed")
+	limit := flags.Duration("limit", 3*time.Minute, "how long a worker may take for its seeds before it is killed")
 	_ = flags.Parse(args) // exits by itself
 	if flags.NArg() > 0 {
 		return fmt.Errorf("unexpected argument %q; it takes flags only", flags.Arg(0))

@@ -37,7 +37,7 @@ func TestMutations(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := hunt{root: root, control: worker{binary: control, dir: filepath.Join(root, "dispatcher"), limit: time.Minute}}
+	h := hunt{root: root, control: worker{binary: control, dir: filepath.Join(root, "dispatcher"), limit: 3 * time.Minute}}
 	catches := make([]*catch, len(mutations))
 	t.Run("each", func(t *testing.T) {
 		for i, m := range mutations {
@@ -66,7 +66,7 @@ func (h hunt) find(ctx context.Context, m mutation, dir string) (c catch) {
 		return catch{err: err}
 	}
 	begun := time.Now()
-	w := worker{binary: binary, dir: h.control.dir, limit: time.Minute, first: true}
+	w := worker{binary: binary, dir: h.control.dir, limit: 3 * time.Minute, first: true}
 	for todo := fresh(1, mutationSeeds); len(todo) > 0 && time.Since(begun) < mutationTime; {
 		seeds := todo[0]
 		r, err := w.run(ctx, seeds)

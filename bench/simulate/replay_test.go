@@ -24,7 +24,7 @@ func TestReplay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := worker{binary: binary, dir: filepath.Join(root, "dispatcher"), limit: 2 * time.Minute}
+	w := worker{binary: binary, dir: filepath.Join(root, "dispatcher"), limit: 3 * time.Minute}
 	traces := func(name string, seeds chunk) map[string]string {
 		t.Helper()
 		w.trace = filepath.Join(dir, name)
