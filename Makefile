@@ -10,7 +10,10 @@ CLUSTER ?= local
 SOURCE ?= redis
 # VERSION goes into the binary; without it, the Go tool records the commit.
 VERSION ?=
-# ARGS are handed on to the demo or the benchmarks.
+# N is how many fresh seeds the simulation runs, SEED one to replay instead.
+N ?= 1000
+SEED ?=
+# ARGS are handed on to the demo, the simulation or the benchmarks.
 ARGS ?=
 
 TOOL  := go tool -modfile=$(CURDIR)/.ci/tools/go.mod
@@ -48,6 +51,14 @@ conformance: deps ## Run the conformance suite on every source, with real server
 .PHONY: integration
 integration: deps ## Run the tests on a real cluster.
 	cd bench && go run ./cluster build && go test -p 1 -timeout 30m ./...
+
+.PHONY: simulate
+simulate: ## Run the deterministic simulation over N=1000 fresh seeds; SEED=123 replays one.
+	cd bench && go run ./simulate $(if $(SEED),-seed $(SEED),-n $(N)) $(ARGS)
+
+.PHONY: mutations
+mutations: ## Break each promise on purpose, one after another, and let the simulation find it.
+	cd bench && go test -count=1 -timeout 30m -run '^TestMutations$$' -v ./simulate
 
 .PHONY: bench
 bench: deps ## Run the benchmarks.

@@ -52,8 +52,8 @@ func (l *lane) watchStarts(ctx context.Context) {
 	for {
 		due, next := l.nextStart(time.Now())
 		if due != nil {
-			if !l.endUnstarted(ctx, due) {
-				sleep(ctx, spread(5*time.Second))
+			if !l.endUnstarted(ctx, due) && !sleep(ctx, spread(5*time.Second)) {
+				return
 			}
 			continue
 		}
