@@ -57,7 +57,7 @@ func (l *lane) receive(ctx context.Context) {
 			if errors.Is(err, lease.ErrUnauthorized) {
 				l.recheck() // the Secret may hold another connection string by now
 			}
-			sleep(ctx, failed.next())
+			sleep(ctx, heed(failed.next(), err))
 			continue
 		}
 		if failed.failures > 0 {
