@@ -28,7 +28,7 @@ func chunks(seeds []uint64) []chunk {
 func fresh(from uint64, n int) []chunk {
 	seeds := make([]uint64, n)
 	for i := range seeds {
-		seeds[i] = from + uint64(i) //nolint:gosec // an index
+		seeds[i] = from + uint64(i)
 	}
 	return chunks(seeds)
 }
@@ -60,7 +60,7 @@ type campaign struct {
 	worker
 	workers  int
 	out      io.Writer // for violations and their traces
-	progress io.Writer
+	progress func(format string, args ...any)
 }
 
 // findings is what a campaign came to.
@@ -140,7 +140,7 @@ func (c campaign) run(ctx context.Context, chunks []chunk) (*findings, error) {
 			select {
 			case <-ticker.C:
 				mu.Lock()
-				fmt.Fprintf(c.progress, "%d of %d seeds, %d violations, %v\n",
+				c.progress("%d of %d seeds, %d violations, %v",
 					found.seeds, total, len(found.violations), time.Since(begun).Round(time.Second))
 				mu.Unlock()
 			case <-done:
@@ -169,7 +169,7 @@ func (c campaign) one(ctx context.Context, seeds chunk, note func(chunk, result)
 		note(seeds, r)
 		return nil
 	}
-	fmt.Fprintf(c.progress, "seeds %v did not come to their end; they are run one by one\n", seeds)
+	c.progress("seeds %v did not come to their end; they are run one by one", seeds)
 	alone := true
 	for _, seed := range seeds {
 		r, err := c.worker.run(ctx, chunk{seed})

@@ -58,7 +58,7 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintln(os.Stderr, "building the simulation; the first time, Go's standard library is compiled for it, which takes minutes")
+	say("building the simulation; the first time, Go's standard library is compiled for it, which takes minutes")
 	binary, err := testBinary(ctx, root, dir)
 	if err != nil {
 		return err
@@ -77,7 +77,7 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	found, err := campaign{worker: w, workers: *workers, out: os.Stdout, progress: os.Stderr}.run(ctx, append(chunks(kept), fresh(*from, *n)...))
+	found, err := campaign{worker: w, workers: *workers, out: os.Stdout, progress: say}.run(ctx, append(chunks(kept), fresh(*from, *n)...))
 	if err != nil {
 		return err
 	}
@@ -87,6 +87,9 @@ func run(ctx context.Context, args []string) error {
 	}
 	return nil
 }
+
+// say tells the person at the terminal how it goes.
+func say(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
 
 // replay runs one seed, and keeps its whole trace.
 func replay(ctx context.Context, w worker, seed uint64, trace string) error {

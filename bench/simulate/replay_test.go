@@ -73,7 +73,7 @@ func TestReplay(t *testing.T) {
 		defer stop()
 		for range 8 {
 			go func() {
-				for ctx.Err() == nil { //nolint:revive // the work is the point
+				for ctx.Err() == nil {
 				}
 			}()
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,7 +24,7 @@ type chunk []uint64
 func (c chunk) String() string {
 	listed := make([]string, len(c))
 	for i, seed := range c {
-		if seed != c[0]+uint64(i) { //nolint:gosec // an index
+		if seed != c[0]+uint64(i) {
 			for i, seed := range c {
 				listed[i] = strconv.FormatUint(seed, 10)
 			}
@@ -88,19 +89,12 @@ func (w worker) run(ctx context.Context, seeds chunk) (result, error) {
 	case limited.Err() != nil:
 		r.broken = fmt.Errorf("killed after %v", w.limit)
 	case r.ran == 0, err != nil && len(r.violations) == 0:
-		r.broken = fmt.Errorf("%w\n%s", cmpErr(err, errNoTotals), tail(out.String()+log.String()))
+		r.broken = fmt.Errorf("%w\n%s", cmp.Or(err, errNoTotals), tail(out.String()+log.String()))
 	}
 	return r, nil
 }
 
 var errNoTotals = errors.New("it ended without its line of totals")
-
-func cmpErr(err, or error) error {
-	if err != nil {
-		return err
-	}
-	return or
-}
 
 var (
 	violationLine = regexp.MustCompile(`^violation seed=(\d+) invariant=(\S+?): ?(.*)$`)
@@ -113,7 +107,7 @@ func read(out []byte) (r result) {
 	for line := range bytes.Lines(out) {
 		text := strings.TrimSuffix(string(line), "\n")
 		if m := totalsLine.FindStringSubmatch(text); m != nil {
-			r.ran, _ = strconv.Atoi(m[1]) //nolint:errcheck // digits
+			r.ran, _ = strconv.Atoi(m[1])
 			break
 		}
 		if m := violationLine.FindStringSubmatch(text); m != nil {
