@@ -10,8 +10,10 @@ CLUSTER ?= local
 SOURCE ?= redis
 # VERSION goes into the binary; without it, the Go tool records the commit.
 VERSION ?=
-# ARGS are handed on to the demo or the benchmarks.
+# ARGS are handed on to the demo, the benchmarks or chaos.
 ARGS ?=
+# SEED of chaos; without it, each run has another one, which it prints.
+SEED ?=
 
 TOOL  := go tool -modfile=$(CURDIR)/.ci/tools/go.mod
 LDFLAGS := $(if $(VERSION),-ldflags "-X main.version=$(VERSION)")
@@ -52,6 +54,11 @@ integration: deps ## Run the tests on a real cluster.
 .PHONY: bench
 bench: deps ## Run the benchmarks.
 	cd bench && go test -run '^$$' -bench . -timeout 60m $(ARGS) ./...
+
+.PHONY: chaos
+chaos: deps ## Break everything while 4,000 messages are dispatched, and check that each was done once: about 7 minutes. SEED=n repeats a run's faults.
+	@echo "building chaos (once; later runs start at once)"
+	@cd bench && go build -o ../bin/chaos ./chaos && exec ../bin/chaos $(if $(SEED),-seed $(SEED)) $(ARGS)
 
 .PHONY: cluster-up
 cluster-up: ## Start a local cluster, and say where its kubeconfig is.
