@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -97,8 +98,35 @@ func (d *Dispatcher) openSource(ctx context.Context, spec *annotation.Spec, conn
 }
 
 // dryRun asks the API server whether it takes Jobs of the template.
-func (d *Dispatcher) dryRun(ctx context.Context, c *candidate, identity string) error {
+func (d *discovery) dryRun(ctx context.Context, c *candidate, identity string) error {
+	// The API server may not have heard yet that the lock is ours.
+	retry := backoff{base: 50 * time.Millisecond, limit: 400 * time.Millisecond}
+	for {
+		err := d.tryDryRun(ctx, d.launcher, c, identity)
+		if !jobs.Fenced(err) || d.term.fenced(ctx) || !sleep(ctx, retry.next()) || retry.failures > 5 {
+			return err
+		}
+	}
+}
+
+func (d *discovery) tryDryRun(ctx context.Context, launcher *jobs.Launcher, c *candidate, identity string) error {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.Tuning.LaunchTimeout)
 	defer cancel()
-	return d.launcher.DryRun(ctx, c.template, identity)
+	return launcher.DryRun(ctx, c.template, identity)
+}
+
+// findFence finds out whether the API server would refuse a Job of another term than ours, by trying with a Job that it takes in ours.
+func (d *discovery) findFence(ctx context.Context, c *candidate, identity string) {
+	err := d.tryDryRun(ctx, jobs.NewLauncher(d.cfg.Client.BatchV1(), d.term.noTerm()), c, identity)
+	switch {
+	case jobs.Fenced(err):
+		d.term.log.Info("fenced: the API server refuses the Jobs of former leaders")
+	case err == nil:
+		d.term.log.Info("not fenced: should this process be paused for long and another take over, a Job that it was about to create can still be created; " +
+			`"lighterman fence | kubectl apply -f -" installs the fence`)
+	default:
+		d.fenceFound.Store(false) // the next template may tell
+		return
+	}
+	d.cfg.Metrics.SetFenced(d.term.LeaseMeta.Name, err != nil)
 }

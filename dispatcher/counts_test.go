@@ -3,6 +3,8 @@ package dispatcher
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,16 +21,7 @@ import (
 // recount compares what the lanes of a process have counted with what is there. Every test does so when it stops a process.
 func (p *process) recount() {
 	synctest.Wait()
-	p.mu.Lock()
-	leading := p.leading
-	p.mu.Unlock()
-	if leading == nil {
-		return
-	}
-	leading.mu.Lock()
-	defer leading.mu.Unlock()
-	for _, h := range leading.holders {
-		l := h.lane
+	for _, l := range p.lanes() {
 		l.mu.Lock()
 		waiting, unready, inFlight := 0, 0, 0
 		for _, t := range l.tasks {
@@ -48,6 +41,21 @@ func (p *process) recount() {
 		}
 		l.mu.Unlock()
 	}
+}
+
+// lanes are those of the shards that the process leads.
+func (p *process) lanes() (found []*lane) {
+	p.mu.Lock()
+	leading := slices.Collect(maps.Values(p.leading))
+	p.mu.Unlock()
+	for _, d := range leading {
+		d.mu.Lock()
+		for _, h := range d.holders {
+			found = append(found, h.lane)
+		}
+		d.mu.Unlock()
+	}
+	return found
 }
 
 // Messages whose Jobs finished while nobody led never wait to be launched, and must not count as if they had.

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/cache"
@@ -17,12 +19,17 @@ import (
 	"github.com/lighterman-dev/lighterman/metrics"
 )
 
-// discovery keeps the lanes in line with the templates, for as long as this process leads. Handlers only enqueue names; sync does the
+// discovery keeps the lanes of one shard in line with the templates, for as long as this process leads it. Handlers only enqueue names; sync does the
 // work, one template at a time, from what the caches and the API server say then.
 type discovery struct {
 	*Dispatcher
-	report *reporter
-	queue  workqueue.TypedRateLimitingInterface[jobs.Ref]
+	shard    int
+	term     *leadership
+	launcher *jobs.Launcher
+	report   *reporter
+	queue    workqueue.TypedRateLimitingInterface[jobs.Ref]
+	// fenceFound says that it is known whether there is a fence.
+	fenceFound atomic.Bool
 
 	lanes sync.WaitGroup
 
@@ -122,6 +129,9 @@ func (d *discovery) sync(ctx context.Context, ref jobs.Ref) bool {
 	if obj != nil {
 		c, err = readCandidate(ref, obj)
 	}
+	if !errors.Is(err, errNotOurs) && !d.keepOurs(c, err) {
+		err = errNotOurs
+	}
 	if t != nil && (c == nil || c.object.UID != t.seen.object.UID || errors.Is(err, errNotOurs)) {
 		d.forget(ref, t)
 		t = nil
@@ -154,6 +164,19 @@ func (d *discovery) sync(ctx context.Context, ref jobs.Ref) bool {
 		d.report.resolved(c.object, aboutTemplate(spec.Set))
 	}
 	return good
+}
+
+// keepOurs leaves a candidate those sets of annotations that this shard dispatches. It returns whether the template concerns the shard: one that cannot
+// be read is told of by one shard.
+func (d *discovery) keepOurs(c *candidate, err error) bool {
+	if err != nil {
+		return d.cfg.Lock.shardOf(c.ref.String()) == d.shard
+	}
+	c.specs = slices.DeleteFunc(c.specs, func(s *annotation.Spec) bool {
+		// Of two templates on one source, one must be refused; so those that might be on one are in one shard.
+		return d.cfg.Lock.shardOf(s.Source, s.Entity(), s.ConsumerGroup) != d.shard
+	})
+	return len(c.specs) > 0
 }
 
 // lookup finds the object in the caches; nil where there is none.
@@ -217,6 +240,7 @@ func (d *discovery) open(ctx context.Context, t *template, c *candidate, spec *a
 		log:     d.cfg.Log.With("namespace", c.ref.Namespace, "template", name),
 		tuning:  d.cfg.Tuning,
 		recheck: func() { d.queue.Add(c.ref) },
+		term:    d.term,
 	}, source, newSettings(c, spec, nil))
 	if err := d.claim(ctx, c, spec.Set, l); err != nil {
 		return errors.Join(err, source.Close())
@@ -227,6 +251,9 @@ func (d *discovery) open(ctx context.Context, t *template, c *candidate, spec *a
 		d.release(l)
 	})
 	l.log.Info("dispatching", "source", identity)
+	if d.fenceFound.CompareAndSwap(false, true) {
+		d.lanes.Go(func() { d.findFence(ctx, c, identity) })
+	}
 	return nil
 }
 
@@ -286,7 +313,7 @@ func (d *discovery) release(l *lane) {
 		d.queue.Add(ref)
 	}
 	if t := d.templates[h.ref]; t == nil || !t.shown[h.set] {
-		d.cfg.Metrics.DropTemplate(h.ref.Namespace, metricsName(h.ref, h.set))
+		d.dropSeries(h.ref, h.set, 0)
 	}
 }
 
@@ -322,14 +349,41 @@ func (d *discovery) show(t *template, c *candidate, sets map[string]bool) {
 		}
 	}
 	d.mu.Unlock()
+	for set := range sets {
+		if !before[set] {
+			d.countSeries(c.ref, set, 1)
+		}
+	}
 	for set := range before {
 		if sets[set] {
 			continue
 		}
 		d.report.resolved(c.object, aboutTemplate(set))
-		if !held[set] {
-			d.cfg.Metrics.DropTemplate(c.ref.Namespace, metricsName(c.ref, set))
+		if held[set] {
+			d.countSeries(c.ref, set, -1)
+		} else {
+			d.dropSeries(c.ref, set, -1)
 		}
+	}
+}
+
+// countSeries counts who shows a set's metrics in this process, and returns how many do now.
+func (d *Dispatcher) countSeries(ref jobs.Ref, set string, change int) int {
+	name := seriesName{ref.Namespace, metricsName(ref, set)}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.series[name] += change
+	now := d.series[name]
+	if now == 0 {
+		delete(d.series, name)
+	}
+	return now
+}
+
+// dropSeries removes a set's metrics unless another shard shows them.
+func (d *Dispatcher) dropSeries(ref jobs.Ref, set string, change int) {
+	if d.countSeries(ref, set, change) == 0 {
+		d.cfg.Metrics.DropTemplate(ref.Namespace, metricsName(ref, set))
 	}
 }
 
@@ -366,7 +420,7 @@ func (d *discovery) dropMetrics(ref jobs.Ref, t *template) {
 	shown := t.shown
 	d.mu.Unlock()
 	for set := range shown {
-		d.cfg.Metrics.DropTemplate(ref.Namespace, metricsName(ref, set))
+		d.dropSeries(ref, set, -1)
 	}
 }
 

@@ -7,7 +7,10 @@
 // Start reading at Dispatcher.Run, then discover.go (which lanes there are), then lane.go (what a lane is) and the files that its
 // comment names, in that order.
 //
-// Three clocks must not be mixed up: a message's lease, which the source grants and lease.Keeper renews; the leader lock, a
+// The templates are divided into shards, by what they take from. For each shard that this process leads (leader.go, lock.go, members.go) there is
+// one discovery, with the lanes of its templates.
+//
+// Three clocks must not be mixed up: a message's lease, which the source grants and lease.Keeper renews; a leader lock, a
 // Kubernetes Lease object, which leader.go renews; and how long a settled Job stays (lane.keep), which is longer than both.
 package dispatcher
 
@@ -16,6 +19,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -39,14 +44,14 @@ import (
 
 // Config is what a Dispatcher needs. Fields without a default are required.
 type Config struct {
-	// Client is used for all but the leader lock. It should have no limit of its own on requests: the dispatcher paces
+	// Client is used for all but the leader locks. It should have no limit of its own on requests: the dispatcher paces
 	// itself, and the API server protects itself by priority and fairness.
 	Client kubernetes.Interface
 	// Namespace restricts templates and Jobs to one namespace. Empty: all.
 	Namespace string
 	// OpenSource makes the source that a set of annotations names, without connecting.
 	OpenSource func(spec *annotation.Spec, connectionString string) (lease.Source, error)
-	// Lock decides which process dispatches.
+	// Lock decides which process dispatches for which templates.
 	Lock LockConfig
 	// MaxInFlight is the most tasks in flight over all templates. Default 10,000.
 	MaxInFlight int
@@ -70,7 +75,7 @@ type Tuning struct {
 	// DrainTimeout is how long a lane that stops may take to settle what is decided. Default 6 s, so that a process stops
 	// within 10 s.
 	DrainTimeout time.Duration
-	// LockDuration is the leader lock's lease duration; New sets it.
+	// LockDuration is the leader locks' lease duration; New sets it.
 	LockDuration time.Duration
 }
 
@@ -96,16 +101,20 @@ func (t *Tuning) setDefaults() {
 
 // Dispatcher dispatches for all templates that it finds.
 type Dispatcher struct {
-	cfg      Config
-	launcher *jobs.Launcher
-	tracker  *jobs.Tracker
-	slots    *slots
+	cfg     Config
+	tracker *jobs.Tracker
+	slots   *slots
 
 	cronJobs, jobTemplates cache.SharedIndexInformer
 
 	mu      sync.Mutex
-	leading *discovery // nil while another process leads
+	leading map[int]*discovery // by shard, while this process leads it
+	// series counts who shows the metrics of a template: two shards can, each for some of its sets, and for a moment for the same one.
+	series map[seriesName]int
 }
+
+// seriesName names the metrics of a template's set.
+type seriesName struct{ namespace, name string }
 
 // New makes a Dispatcher. It does nothing until Run is called.
 func New(cfg Config) (*Dispatcher, error) {
@@ -120,10 +129,11 @@ func New(cfg Config) (*Dispatcher, error) {
 		return nil, err
 	}
 	d := &Dispatcher{
-		cfg:      cfg,
-		launcher: jobs.NewLauncher(cfg.Client.BatchV1()),
-		tracker:  tracker,
-		slots:    newSlots(cfg.MaxInFlight),
+		cfg:     cfg,
+		tracker: tracker,
+		slots:   newSlots(cfg.MaxInFlight),
+		leading: make(map[int]*discovery),
+		series:  make(map[seriesName]int),
 	}
 	factory := informers.NewSharedInformerFactoryWithOptions(cfg.Client, 0,
 		informers.WithNamespace(cfg.Namespace), informers.WithTransform(trimTemplate))
@@ -166,8 +176,8 @@ func nameOnly(o metav1.Object) metav1.ObjectMeta {
 	}
 }
 
-// Run watches, contends for the lock, and dispatches whenever it holds it, until ctx ends. It then stops receiving, settles what is
-// decided, gives back what was not launched and releases the lock, within 10 s.
+// Run watches, contends for the locks, and dispatches for the shards whose locks it holds, until ctx ends. It then stops receiving, settles what is
+// decided, gives back the other messages and releases the locks, within 10 s.
 func (d *Dispatcher) Run(ctx context.Context) error {
 	// The caches must outlive the lanes, which learn from them how their Jobs ended until the last moment.
 	caches, stopCaches := context.WithCancel(context.WithoutCancel(ctx))
@@ -205,8 +215,8 @@ func (d *Dispatcher) Ready() error {
 	return nil
 }
 
-// lead dispatches until ctx ends.
-func (d *Dispatcher) lead(ctx context.Context) {
+// lead dispatches for a shard until ctx ends.
+func (d *Dispatcher) lead(ctx context.Context, shard int, term *leadership) {
 	broadcaster := record.NewBroadcaster(record.WithContext(context.WithoutCancel(ctx)))
 	broadcaster.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: d.cfg.Client.CoreV1().Events("")})
 	defer broadcaster.Shutdown()
@@ -214,6 +224,9 @@ func (d *Dispatcher) lead(ctx context.Context) {
 
 	leading := &discovery{
 		Dispatcher: d,
+		shard:      shard,
+		term:       term,
+		launcher:   jobs.NewLauncher(d.cfg.Client.BatchV1(), term.fence()),
 		report:     newReporter(recorder, d.cfg.Log),
 		queue: workqueue.NewTypedRateLimitingQueueWithConfig(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[jobs.Ref](time.Second, 20*time.Second),
@@ -223,17 +236,17 @@ func (d *Dispatcher) lead(ctx context.Context) {
 	}
 	defer leading.report.stop()
 	d.mu.Lock()
-	d.leading = leading
+	d.leading[shard] = leading
 	d.mu.Unlock()
 	defer func() {
 		d.mu.Lock()
-		d.leading = nil
+		delete(d.leading, shard)
 		d.mu.Unlock()
 	}()
 	leading.run(ctx)
 }
 
-// templateHandler passes on the names of annotated objects that change, to whoever leads in this process.
+// templateHandler passes on the names of annotated objects that change, to the shards that this process leads.
 func (d *Dispatcher) templateHandler(kind string) cache.ResourceEventHandler {
 	enqueue := func(obj any) {
 		if unknown, ok := obj.(cache.DeletedFinalStateUnknown); ok {
@@ -244,10 +257,10 @@ func (d *Dispatcher) templateHandler(kind string) cache.ResourceEventHandler {
 			return
 		}
 		d.mu.Lock()
-		leading := d.leading
+		leading := slices.Collect(maps.Values(d.leading))
 		d.mu.Unlock()
-		if leading != nil {
-			leading.enqueue(jobs.RefOf(kind, o), o)
+		for _, l := range leading {
+			l.enqueue(jobs.RefOf(kind, o), o)
 		}
 	}
 	return cache.ResourceEventHandlerFuncs{

@@ -57,6 +57,7 @@ type lane struct {
 	outageTold bool
 	retired    bool // receives nothing more, and ends with its last task
 	stopping   bool // launches nothing more
+	stoppedAt  time.Time
 
 	quit     chan struct{} // closed by stop
 	stopOnce sync.Once
@@ -65,6 +66,8 @@ type lane struct {
 
 // laneDeps is what a lane needs of its surroundings.
 type laneDeps struct {
+	// term is the turn at leading that the lane belongs to.
+	term     *leadership
 	launcher *jobs.Launcher
 	tracker  *jobs.Tracker
 	pods     corev1client.PodsGetter
@@ -177,7 +180,8 @@ func (l *lane) retire() {
 }
 
 // run is the lane's life. When ctx ends, it stops receiving, gives back what was not launched, settles what is decided, and
-// returns; Jobs that run are left to run, and their leases to expire: who leases their messages next finds the Jobs.
+// returns. Jobs that run are left to run, and their messages given back as well: who leases them next finds the Jobs, and need not wait for
+// our leases to expire.
 func (l *lane) run(ctx context.Context) {
 	defer close(l.done)
 	ctx, cancel := context.WithCancel(ctx)
@@ -206,8 +210,9 @@ func (l *lane) run(ctx context.Context) {
 	cancel()
 	working.Wait()
 	l.mu.Lock()
-	l.stopping = true
+	l.stopping, l.stoppedAt = true, time.Now()
 	l.giveBackQueued()
+	l.handOver()
 	l.mu.Unlock()
 	l.wakeAll()
 	ending.Wait()
@@ -333,6 +338,15 @@ func (l *lane) giveBackQueued() {
 		}
 	}
 	l.queue = nil
+}
+
+// handOver gives back the messages of Jobs that run. The caller holds the mutex.
+func (l *lane) handOver() {
+	for _, t := range l.tasks {
+		if t.state == running && t.lease != nil {
+			l.decided(t, settlement{outcome: returned, handOver: true})
+		}
+	}
 }
 
 // freeSlots gives up the slots of Jobs that still run when the lane ends.

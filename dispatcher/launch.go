@@ -144,6 +144,9 @@ func (l *lane) launchTask(ctx context.Context, o order) {
 		case errors.Is(err, errLeaseEnded):
 			l.abandon(o)
 			return
+		case errors.Is(err, errTermOver) || jobs.Fenced(err) && l.term.fenced(ctx):
+			l.settleTask(o, settlement{outcome: returned})
+			return
 		case jobs.Rejected(err):
 			l.metrics.Error(metrics.StageLaunch, jobs.Class(err))
 			l.refused(ctx, o, err)
@@ -230,12 +233,18 @@ func (l *lane) isHoldingBack() bool {
 // errLeaseEnded means that nothing may be launched with the lease any more.
 var errLeaseEnded = errors.New("the lease ended before the Job was created")
 
-// create makes one try to create the Job, within the time that the lease is trusted (invariant 5). A try that is under way when
+// errTermOver means that another process may lead by now.
+var errTermOver = errors.New("the leader lock was not renewed in time")
+
+// create makes one try to create the Job, within the time that the lease is trusted (invariant 5), and as long as we lead. A try that is under way when
 // ctx ends is given a moment to succeed: what came of it would be unknown otherwise.
 func (l *lane) create(ctx context.Context, job *batchv1.Job, held *lease.Lease) (*batchv1.Job, bool, error) {
 	deadline := held.Deadline()
 	if !time.Now().Before(deadline) {
 		return nil, false, errLeaseEnded
+	}
+	if !l.term.valid() {
+		return nil, false, errTermOver
 	}
 	ctx, stop := lingering(ctx, l.tuning.DrainTimeout/2)
 	defer stop()

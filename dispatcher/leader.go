@@ -3,83 +3,70 @@ package dispatcher
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"sync"
-	"time"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
+	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/tools/leaderelection"
-	"k8s.io/client-go/tools/leaderelection/resourcelock"
+	"k8s.io/klog/v2"
 )
 
-// LockConfig is the leader lock: a Kubernetes Lease object.
-type LockConfig struct {
-	// Client is the lock's own, so that a busy dispatcher cannot starve its renewals.
-	Client kubernetes.Interface
-	// Namespace and Name are the Lease object's. Processes with the same lock stand in for each other.
-	Namespace, Name string
-	// Identity names this process; unique among those that contend.
-	Identity string
-	// LeaseDuration is after how long without renewal another process takes over. Default 15 s.
-	LeaseDuration time.Duration
-	// RenewDeadline is after how long without renewal the holder itself gives up. It must be shorter than LeaseDuration.
-	// Default two thirds of it.
-	RenewDeadline time.Duration
-	// RetryPeriod is how often the holder renews and the others look. Default 2/15 of LeaseDuration.
-	RetryPeriod time.Duration
-}
-
-func (c *LockConfig) setDefaults() {
-	if c.LeaseDuration == 0 {
-		c.LeaseDuration = 15 * time.Second
-	}
-	if c.RenewDeadline == 0 {
-		c.RenewDeadline = c.LeaseDuration * 2 / 3
-	}
-	if c.RetryPeriod == 0 {
-		c.RetryPeriod = c.LeaseDuration * 2 / 15
-	}
-}
-
-// contend dispatches whenever this process holds the lock, until ctx ends. Losing the lock is no failure: it stops what it does, and
-// stands by.
+// contend dispatches for each shard whenever this process holds its lock, until ctx ends. Losing a lock is no failure: what is done for the
+// shard stops, and the process stands by.
 //
-// The lock alone does not keep a former leader from acting: a process that was paused learns late that it lost. What does is that
-// every Job's name is the same whoever creates it, and that a lease is not trusted past its deadline.
+// A lock alone does not keep a former leader from acting: a process that was paused learns late that it lost. What does is, in this
+// order: it looks at the clock before each Job that it creates (shardLock.valid); where the fence is installed, the API server
+// refuses the Jobs of a term that is over; every Job's name is the same whoever creates it; and a lease is not trusted past its deadline.
 func (d *Dispatcher) contend(ctx context.Context) error {
-	lock := &resourcelock.LeaseLock{
-		LeaseMeta:  metav1.ObjectMeta{Namespace: d.cfg.Lock.Namespace, Name: d.cfg.Lock.Name},
-		Client:     d.cfg.Lock.Client.CoordinationV1(),
-		LockConfig: resourcelock.ResourceLockConfig{Identity: d.cfg.Lock.Identity},
+	var group errgroup.Group
+	m := newMembers(&d.cfg.Lock, d.cfg.Log)
+	group.Go(func() error { m.run(ctx); return nil })
+	for shard := range d.cfg.Lock.Shards {
+		d.cfg.Metrics.SetLeader(d.cfg.Lock.lockName(shard), false)
+		group.Go(func() error {
+			for ctx.Err() == nil {
+				if err := d.term(ctx, shard, m); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
 	}
-	d.cfg.Metrics.SetLeader(d.cfg.Lock.Name, false)
-	for ctx.Err() == nil {
-		if err := d.term(ctx, lock); err != nil {
-			return err
-		}
-	}
-	return nil
+	return group.Wait()
 }
 
-// term is one turn: waiting for the lock, leading, and giving it up.
-func (d *Dispatcher) term(ctx context.Context, lock resourcelock.Interface) error {
-	log := d.cfg.Log.With("lock", d.cfg.Lock.Namespace+"/"+d.cfg.Lock.Name)
-	// The lock is kept while the lanes wind up after ctx has ended, and released when they have.
-	holding, release := context.WithCancel(context.WithoutCancel(ctx))
+// term is one turn at a shard: waiting for its lock, leading, and giving it up.
+func (d *Dispatcher) term(ctx context.Context, shard int, m *members) error {
+	lock := newShardLock(&d.cfg.Lock, m, shard)
+	log := d.cfg.Log.With("lock", lock.Describe())
+	// leading ends with ctx, when the shard should be another process's, and when the term turns out to be over.
+	leading, stepDown := context.WithCancel(ctx)
+	defer stepDown()
+	// The lock is kept while the lanes wind up after that, and released when they have. The elector need not tell of each try.
+	holding, release := context.WithCancel(klog.NewContext(context.WithoutCancel(ctx), klog.Logger{}))
 	defer release()
 
 	var mu sync.Mutex
-	ended := ctx.Err() != nil // no leading may begin any more
+	ended := false // no leading may begin any more
 	led := make(chan struct{})
 	begun := false
+	windUp := func() {
+		mu.Lock()
+		ended = true
+		wait := begun
+		mu.Unlock()
+		if wait {
+			<-led
+		}
+	}
 
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 		Lock:            lock,
 		LeaseDuration:   d.cfg.Lock.LeaseDuration,
-		RenewDeadline:   d.cfg.Lock.RenewDeadline,
-		RetryPeriod:     d.cfg.Lock.RetryPeriod,
+		RenewDeadline:   d.cfg.Lock.giveUpAfter(),
+		RetryPeriod:     d.cfg.Lock.lookEvery(),
 		ReleaseOnCancel: true,
-		Name:            d.cfg.Lock.Name,
+		Name:            lock.LeaseMeta.Name,
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: func(held context.Context) {
 				mu.Lock()
@@ -90,19 +77,25 @@ func (d *Dispatcher) term(ctx context.Context, lock resourcelock.Interface) erro
 				begun = true
 				mu.Unlock()
 				defer close(led)
-				// Ends with ctx, and when the lock is lost.
-				leading, cancel := context.WithCancel(held)
-				defer cancel()
-				stop := context.AfterFunc(ctx, cancel)
+				stop := context.AfterFunc(held, stepDown)
 				defer stop()
-				log.Info("leading")
-				d.cfg.Metrics.SetLeader(d.cfg.Lock.Name, true)
-				defer d.cfg.Metrics.SetLeader(d.cfg.Lock.Name, false)
-				d.lead(leading)
+				log.Info("leading", "fence", lock.fence())
+				d.cfg.Metrics.SetLeader(lock.LeaseMeta.Name, true)
+				defer d.cfg.Metrics.SetLeader(lock.LeaseMeta.Name, false)
+				var watching sync.WaitGroup
+				defer watching.Wait()
+				watching.Go(func() {
+					if m.awaitLoss(leading, shard) {
+						log.Info("giving the shard up to another process")
+						stepDown()
+					}
+				})
+				d.lead(leading, shard, &leadership{shardLock: lock, log: log, stepDown: stepDown})
+				stepDown()
 			},
 			OnStoppedLeading: func() {},
 			OnNewLeader: func(identity string) {
-				if identity != d.cfg.Lock.Identity {
+				if identity != d.cfg.Lock.Identity && identity != "" {
 					log.Info("standing by", "leader", identity)
 				}
 			},
@@ -112,28 +105,36 @@ func (d *Dispatcher) term(ctx context.Context, lock resourcelock.Interface) erro
 		return fmt.Errorf("leader lock %s: %w", lock.Describe(), err)
 	}
 
-	stop := context.AfterFunc(ctx, func() {
-		mu.Lock()
-		ended = true
-		wait := begun
-		mu.Unlock()
-		if wait {
-			<-led
-		}
+	stop := context.AfterFunc(leading, func() {
+		windUp()
 		release()
 	})
 	defer stop()
 	elector.Run(holding)
-
-	mu.Lock()
-	ended = true
-	wait := begun
-	mu.Unlock()
-	if wait {
-		<-led
-	}
-	if ctx.Err() == nil {
+	lost := leading.Err() == nil
+	stepDown()
+	windUp()
+	if lost {
 		log.Warn("lost the leader lock; standing by")
 	}
 	return nil
+}
+
+// leadership is a term that has begun, for those who act in it.
+type leadership struct {
+	*shardLock
+	log      *slog.Logger
+	stepDown context.CancelFunc
+}
+
+// fenced is told that the API server refused a Job because its term is over. It makes sure, since the API server's own view of the lock can be a moment
+// old: then the term is only just beginning, and the Job is worth another try. It returns whether the term is over.
+func (l *leadership) fenced(ctx context.Context) bool {
+	lost, err := l.lost(ctx)
+	if err != nil || !lost {
+		return false
+	}
+	l.log.Warn("another process leads by now, and the API server refuses Jobs of this one's term; stepping down", "fence", l.fence())
+	l.stepDown()
+	return true
 }

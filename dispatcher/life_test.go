@@ -37,7 +37,7 @@ func TestMessageToJobToEmptyQueue(t *testing.T) {
 		delete(job.Annotations, jobs.AnnotationEnqueuedAt)
 		if diff := cmp.Diff(map[string]string{
 			"note": "kept", jobs.AnnotationSource: q.Identity(), jobs.AnnotationMessageID: id, jobs.AnnotationAttempt: "1",
-			jobs.AnnotationTemplate: "CronJob/resize",
+			jobs.AnnotationTemplate: "CronJob/resize", jobs.AnnotationFence: "batch/lock/0",
 		}, job.Annotations); diff != "" {
 			t.Errorf("annotations (-want +got):\n%s", diff)
 		}

@@ -18,6 +18,9 @@ const (
 	settleBatch = 512
 	// settleConcurrency is how many such calls a lane makes at once.
 	settleConcurrency = 4
+	// handOverTime is how long a lane that stops may take to begin giving back the messages of Jobs that run. It spares the next leader a
+	// wait, which must not become a longer one for the lock.
+	handOverTime = time.Second
 )
 
 // settleTask decides a task from outside the mutex.
@@ -99,22 +102,30 @@ type claim struct {
 func (l *lane) takeSettlements() (batches [][]claim, finished bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	kinds := make(map[outcome][]claim)
+	type kind struct {
+		outcome  outcome
+		handOver bool
+	}
+	kinds := make(map[kind][]claim)
 	for _, t := range l.toSettle {
 		if t.lease == nil {
 			l.rest(t) // it was lost while it waited
 			continue
 		}
-		kind := t.settlement.outcome
-		if kind == returned {
-			kind = requeued // the same call
+		k := kind{t.settlement.outcome, t.settlement.handOver}
+		if k.outcome == returned {
+			k.outcome = requeued // the same call
 		}
-		kinds[kind] = append(kinds[kind], claim{t, t.lease, t.settlement})
+		kinds[k] = append(kinds[k], claim{t, t.lease, t.settlement})
 		l.busy++
 	}
 	l.toSettle = nil
-	for _, claims := range kinds {
-		batches = slices.AppendSeq(batches, slices.Chunk(claims, settleBatch))
+	for _, last := range []bool{false, true} {
+		for k, claims := range kinds {
+			if k.handOver == last {
+				batches = slices.AppendSeq(batches, slices.Chunk(claims, settleBatch))
+			}
+		}
 	}
 	return batches, l.stopping && l.busy == 0
 }
@@ -128,7 +139,9 @@ func (l *lane) settleTogether(ctx context.Context, batch []claim) {
 		leases[i] = c.held
 	}
 	var errs []error
-	if err := l.keeper.Release(ctx, leases...); err != nil {
+	if batch[0].handOver && time.Since(l.stoppedAt) > handOverTime {
+		errs = slices.Repeat([]error{errNoTime}, len(batch))
+	} else if err := l.keeper.Release(ctx, leases...); err != nil {
 		errs = slices.Repeat([]error{fmt.Errorf("%w: %w", errBusy, err)}, len(batch))
 	} else {
 		errs = l.settleValid(ctx, batch)
@@ -142,6 +155,9 @@ func (l *lane) settleTogether(ctx context.Context, batch []claim) {
 	}
 	l.endIfEmpty()
 }
+
+// errNoTime means that a message was not handed over: its lease expires instead.
+var errNoTime = errors.New("no time left to hand the message over")
 
 // errBusy means that a renewal is still using the leases: nothing else may be done with them, and nobody holds them any more.
 var errBusy = errors.New("a renewal of the lease does not end")
@@ -233,6 +249,9 @@ func (l *lane) settled(c claim, err error) {
 		l.metrics.LeasesLost.Inc()
 		l.report.problem(l.settings.Load().object, leaseProblem(t.messageID, err))
 		t.lease = nil
+		l.rest(t)
+	case c.handOver:
+		l.busy--
 		l.rest(t)
 	default:
 		l.metrics.Error(metrics.StageSettle, lease.Class(err))

@@ -73,6 +73,8 @@ type settlement struct {
 	job string
 	// attempts is how many Jobs failed on the message.
 	attempts int
+	// handOver says that the Job runs on, and that the message is given back for the next leader to find it sooner.
+	handOver bool
 	// failures counts the tries to settle that failed.
 	failures int
 }

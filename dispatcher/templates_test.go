@@ -337,14 +337,7 @@ func TestTemplateDeletedWhileItsLeasesAreLost(t *testing.T) {
 		h.deleteTemplate("resize")
 		advance(time.Second)
 		h.succeed(running[0])
-		h.eventually(time.Minute, "the lane has ended", func() bool {
-			p.mu.Lock()
-			leading := p.leading
-			p.mu.Unlock()
-			leading.mu.Lock()
-			defer leading.mu.Unlock()
-			return len(leading.holders) == 0
-		})
+		h.eventually(time.Minute, "the lane has ended", func() bool { return len(p.lanes()) == 0 })
 	})
 }
 

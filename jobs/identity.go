@@ -38,6 +38,9 @@ const (
 	AnnotationEnqueuedAt = "lighterman.dev/enqueued-at"
 	// AnnotationEnded says why the dispatcher itself ended the Job, when it did: a reason, or "reason: message".
 	AnnotationEnded = "lighterman.dev/ended"
+	// AnnotationFence is the leader lock under which the Job was created, and its term: namespace/name/leaseTransitions. Where the
+	// fence is installed (package dispatcher/fence), the API server refuses a Job whose term is over.
+	AnnotationFence = "lighterman.dev/fence"
 )
 
 // Identity is what a Job stands for: one attempt on one message.

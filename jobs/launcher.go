@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 
 	batchv1 "k8s.io/api/batch/v1"
@@ -21,20 +22,39 @@ const fieldManager = "lighterman"
 // ErrForeign means that a Job of the name that we need exists and is not ours.
 var ErrForeign = errors.New("name is taken by a Job that is not ours")
 
+// FenceDenied is in the API server's answer to who creates a Job in a term that is over.
+const FenceDenied = "the term of the leader lock in " + AnnotationFence + " is over"
+
+// Fenced reports whether the API server refused a Job because another process has the leader lock by now. It comes as a cause of its own,
+// with the text that our policy gives it.
+func Fenced(err error) bool {
+	var status apierrors.APIStatus
+	if !errors.As(err, &status) || status.Status().Details == nil {
+		return false
+	}
+	return slices.ContainsFunc(status.Status().Details.Causes, func(c metav1.StatusCause) bool {
+		return strings.Contains(c.Message, FenceDenied)
+	})
+}
+
 // Launcher creates Jobs.
 type Launcher struct {
 	client batchclient.JobsGetter
+	fence  string
 }
 
-// NewLauncher makes a Launcher.
-func NewLauncher(client batchclient.JobsGetter) *Launcher { return &Launcher{client: client} }
+// NewLauncher makes a Launcher. Its Jobs carry the fence, unless that is empty.
+func NewLauncher(client batchclient.JobsGetter, fence string) *Launcher {
+	return &Launcher{client: client, fence: fence}
+}
 
-// Launch creates the Job, or finds that it exists: then adopted is true and the result is the Job as it is now, running
+// Launch puts the fence on the Job and creates it, or finds that it exists: then adopted is true and the result is the Job as it is now, running
 // or finished. A Job of that name which does not carry the same identity gives ErrForeign.
 //
 // An error of the kind that Transient knows says nothing about whether the Job was created; launching again finds out.
 func (l *Launcher) Launch(ctx context.Context, job *batchv1.Job) (created *batchv1.Job, adopted bool, err error) {
 	client := l.client.Jobs(job.Namespace)
+	l.stamp(job)
 	for range 3 {
 		created, err = client.Create(ctx, job, metav1.CreateOptions{FieldManager: fieldManager})
 		if err == nil {
@@ -58,6 +78,13 @@ func (l *Launcher) Launch(ctx context.Context, job *batchv1.Job) (created *batch
 	return nil, false, fmt.Errorf("creating Job %s/%s: it keeps existing and vanishing: %w", job.Namespace, job.Name, err)
 }
 
+// stamp puts the fence on a Job that is not shared yet.
+func (l *Launcher) stamp(job *batchv1.Job) {
+	if l.fence != "" {
+		metav1.SetMetaDataAnnotation(&job.ObjectMeta, AnnotationFence, l.fence)
+	}
+}
+
 func sameIdentity(existing, wanted *batchv1.Job) bool {
 	have, err := IdentityOf(existing)
 	if err != nil {
@@ -76,6 +103,7 @@ func (l *Launcher) DryRun(ctx context.Context, t *Template, source string) error
 	if err != nil {
 		return err
 	}
+	l.stamp(job)
 	_, err = l.client.Jobs(job.Namespace).Create(ctx, job, metav1.CreateOptions{
 		FieldManager: fieldManager, DryRun: []string{metav1.DryRunAll},
 	})
@@ -86,11 +114,11 @@ func (l *Launcher) DryRun(ctx context.Context, t *Template, source string) error
 }
 
 // Rejected reports whether the API server refused the Job for what it is: what must change is the template, its
-// namespace, a quota or a right, and the same request will fail until then.
+// namespace, a quota or a right, and the same request will fail until then. To be fenced says nothing about the Job.
 func Rejected(err error) bool {
-	return apierrors.IsInvalid(err) || apierrors.IsForbidden(err) || apierrors.IsBadRequest(err) ||
+	return !Fenced(err) && (apierrors.IsInvalid(err) || apierrors.IsForbidden(err) || apierrors.IsBadRequest(err) ||
 		apierrors.IsNotFound(err) || apierrors.IsUnauthorized(err) || apierrors.IsMethodNotSupported(err) ||
-		apierrors.IsNotAcceptable(err) || apierrors.IsUnsupportedMediaType(err)
+		apierrors.IsNotAcceptable(err) || apierrors.IsUnsupportedMediaType(err))
 }
 
 // TooLarge reports whether the API server refused the Job for its size, which is the payload's. What only etcd finds too large comes back as
@@ -105,9 +133,11 @@ func TooLarge(err error) bool {
 }
 
 // Class names the kind of an API error for metrics, as one of a few fixed words: invalid, forbidden, not_found, conflict,
-// throttled, timeout, unavailable, foreign, payload, canceled, other.
+// throttled, timeout, unavailable, foreign, payload, canceled, fenced, other.
 func Class(err error) string {
 	switch {
+	case Fenced(err):
+		return "fenced"
 	case errors.Is(err, ErrPayload), TooLarge(err):
 		return "payload"
 	case errors.Is(err, ErrForeign):

@@ -68,7 +68,7 @@ func TestLaunch(t *testing.T) {
 			if test.existing != nil {
 				client = fake.NewClientset(test.existing.DeepCopy())
 			}
-			job, adopted, err := NewLauncher(client.BatchV1()).Launch(t.Context(), wanted)
+			job, adopted, err := NewLauncher(client.BatchV1(), "").Launch(t.Context(), wanted)
 			if test.foreign {
 				if !errors.Is(err, ErrForeign) || Class(err) != "foreign" || Rejected(err) {
 					t.Errorf("error %v, want ErrForeign", err)
@@ -93,7 +93,7 @@ func TestLaunchOfAVanishingJob(t *testing.T) {
 				creations++
 				return creations <= times, nil, exists
 			})
-			job, adopted, err := NewLauncher(client.BatchV1()).Launch(t.Context(), testJob(t, testID))
+			job, adopted, err := NewLauncher(client.BatchV1(), "").Launch(t.Context(), testJob(t, testID))
 			if times < 3 {
 				if err != nil || adopted || job == nil {
 					t.Errorf("%v, %v, %v; want it created", job, adopted, err)
@@ -118,7 +118,7 @@ func TestDryRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := NewLauncher(client.BatchV1()).DryRun(t.Context(), template, "x://h/resize"); err != nil {
+	if err := NewLauncher(client.BatchV1(), "").DryRun(t.Context(), template, "x://h/resize"); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff([]string{metav1.DryRunAll}, options.DryRun); diff != "" || asked.Name == testID.Name() {
@@ -135,7 +135,7 @@ func patchOf(t *testing.T, do func(l *Launcher) error) map[string]any {
 		body = a.(clienttesting.PatchAction).GetPatch()
 		return true, &batchv1.Job{}, nil
 	})
-	if err := do(NewLauncher(client.BatchV1())); err != nil {
+	if err := do(NewLauncher(client.BatchV1(), "")); err != nil {
 		t.Fatal(err)
 	}
 	var patch map[string]any
@@ -193,7 +193,7 @@ func TestEnd(t *testing.T) {
 }
 
 func TestPatchesOfAJobThatIsGone(t *testing.T) {
-	l := NewLauncher(fake.NewClientset().BatchV1())
+	l := NewLauncher(fake.NewClientset().BatchV1(), "")
 	if err := l.MarkSettled(t.Context(), &batchv1.Job{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "gone"}}, "completed", 0); err != nil {
 		t.Errorf("MarkSettled: %v", err)
 	}

@@ -51,7 +51,7 @@ var states = []State{StateRunning, StatePaused, StateMisconfigured, StateBlocked
 
 // classes are the kinds of failure: those of package lease, and those of the Kubernetes API.
 var classes = []string{
-	"canceled", "conflict", "forbidden", "foreign", "invalid", "lost", "not_found", classOther, "payload", "throttled", "timeout",
+	"canceled", "conflict", "fenced", "forbidden", "foreign", "invalid", "lost", "not_found", classOther, "payload", "throttled", "timeout",
 	"unauthorized", "unavailable", "unreadable",
 }
 
@@ -67,6 +67,7 @@ var reasons = []string{
 type Metrics struct {
 	buildInfo *prometheus.GaugeVec
 	leader    *prometheus.GaugeVec
+	fenced    *prometheus.GaugeVec
 
 	state         *prometheus.GaugeVec
 	backlog       *prometheus.GaugeVec
@@ -103,6 +104,10 @@ func New(reg prometheus.Registerer) *Metrics {
 		Label{Name: "version", Meaning: "the version of Lighterman"},
 		Label{Name: "goversion", Meaning: "the version of Go that built it"})
 	m.leader = d.gauge("leader", "Whether this process leads the shard: 1 if it does.",
+		Label{Name: "shard", Meaning: "the name of the shard's leader lock"})
+
+	m.fenced = d.gauge("fenced", "Whether the API server refuses Jobs of former leaders of the shard: 1 if it does. No series before this process has led "+
+		"the shard and has had a template to find out with.",
 		Label{Name: "shard", Meaning: "the name of the shard's leader lock"})
 
 	m.state = d.templateGauge("template_state", "1 for the state that the template is in, 0 for the others.",
@@ -247,6 +252,15 @@ func (m *Metrics) SetLeader(shard string, leads bool) {
 		value = 1
 	}
 	m.leader.WithLabelValues(shard).Set(value)
+}
+
+// SetFenced records whether the API server refuses Jobs of former leaders of the shard.
+func (m *Metrics) SetFenced(shard string, fenced bool) {
+	value := 0.0
+	if fenced {
+		value = 1
+	}
+	m.fenced.WithLabelValues(shard).Set(value)
 }
 
 // SetBuildInfo records which version this is.

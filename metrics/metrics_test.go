@@ -143,6 +143,7 @@ func TestDefinitionsHold(t *testing.T) {
 	m := metrics.New(reg)
 	m.SetBuildInfo("v1.2.3", "go1.26.0")
 	m.SetLeader("lighterman-0", true)
+	m.SetFenced("lighterman-0", true)
 	template := m.Template("shop", "job/thumbs")
 	template.SetBacklog(1, 1)
 	template.Error(metrics.StageExtend, "lost")
