@@ -41,6 +41,7 @@ var faults = []fault{
 	{"API server: drops", onAPIServer(dropping)},
 	{"kill -9 Azurite", (*chaos).killAzurite},
 	{"Redis: delays", onStreams(delaying)},
+	{"leader cut off", (*chaos).cutOffLeader},
 	{"kill -9 etcd", (*chaos).killEtcd},
 	{"API server: 503", onAPIServer(refusing)},
 	{"Storage Queue: delays", onQueues(delaying)},
@@ -167,6 +168,23 @@ func (c *chaos) pauseLeader(ctx context.Context) (effect, error) {
 	asleep := max(leaseDuration, lockDuration) + c.dice.between(2*time.Second, 4*time.Second)
 	err = pause(ctx, asleep)
 	err = errors.Join(err, victim.current.signal(syscall.SIGCONT))
+	if err != nil {
+		return e, err
+	}
+	return e, c.takeover(ctx, process, c.watcher.shardsOf(process, at.Add(-recent)), at, &e)
+}
+
+// cutOffLeader keeps a leader from the API server, but not from the queues, until another must have taken over.
+func (c *chaos) cutOffLeader(ctx context.Context) (effect, error) {
+	victim, err := c.leader(ctx)
+	if err != nil {
+		return effect{}, err
+	}
+	e, process := effect{target: victim.process()}, victim.process()
+	at := time.Now()
+	victim.proxy.disturb(severed)
+	err = pause(ctx, lockDuration+c.dice.between(2*time.Second, 3*time.Second))
+	victim.proxy.disturb(quiet)
 	if err != nil {
 		return e, err
 	}

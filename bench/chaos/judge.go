@@ -10,7 +10,8 @@ import (
 type verdict struct {
 	wrong []string // each a reason to fail
 
-	attempts   int // one Job each
+	runs       int // containers that were started
+	attempts   int
 	lost       int // messages that never ran, or that are missing from their poison queue
 	doubled    int // attempts that ran as two Jobs
 	twins      int // attempts that ran as two pods of one Job: Kubernetes's doing
@@ -24,7 +25,7 @@ func (v *verdict) fail(format string, args ...any) {
 
 // judge holds the evidence against what must be.
 func judge(e *evidence) *verdict {
-	v := &verdict{}
+	v := &verdict{runs: len(e.runs)}
 	v.judgeRuns(e)
 	v.judgePoison(e)
 	for _, queue := range sortedKeys(e.left) {

@@ -11,6 +11,7 @@
 //	plan.go       which messages there are, and what becomes of each; feed.go sends them
 //	httpproxy.go, redisproxy.go   what stands between lighterman and the servers, and breaks on demand
 //	faults.go     what is broken and how; schedule.go: when, and how long until work goes on
+//	fence.go      the admission policy that keeps former leaders out
 //	watch.go      which Jobs are created, when and by whom
 //	evidence.go   what is found at the end; judge.go: what must hold of it; report.go: the table
 package main
@@ -40,6 +41,7 @@ each was done exactly once. It needs what 'make deps' looks for.
   -messages 2000   how many in Azure Storage queues, and as many in Redis streams
   -rounds 2        how often each fault is injected at least; they go on until the messages are through
   -shards 1        into how many shards the templates are spread over the three processes
+  -fence=false     without the admission policy that refuses the Jobs of former leaders
   -timeout 10m     the longest that all of it may take; building does not count
   -keep            keep the folder with all logs even if nothing is wrong
 
@@ -82,6 +84,7 @@ type options struct {
 	messages int
 	rounds   int
 	shards   int
+	fence    bool
 	timeout  time.Duration
 	keep     bool
 }
@@ -94,6 +97,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	flags.IntVar(&o.messages, "messages", 2000, "")
 	flags.IntVar(&o.rounds, "rounds", 2, "")
 	flags.IntVar(&o.shards, "shards", 1, "")
+	flags.BoolVar(&o.fence, "fence", true, "")
 	flags.DurationVar(&o.timeout, "timeout", 10*time.Minute, "")
 	flags.BoolVar(&o.keep, "keep", false, "")
 	if err := flags.Parse(args); err != nil {

@@ -27,14 +27,15 @@ func (c *chaos) table(v *verdict) string {
 	}
 	queues, streams := len(c.queueFeed.messages), len(c.streamFeed.messages)
 	row("messages", "%d (%d in %d queues, %d in %d streams)", queues+streams, queues, queueCount, streams, queueCount)
-	row("attempts", "%d, one Job each", v.attempts)
+	row("executions", "%d of %d attempts", v.runs, v.attempts)
 	row("lost", "%d", v.lost)
 	row("doubled", "%d", v.doubled)
 	row("second pods of one Job", "%d (by the Job controller)", v.twins)
 	row("poisoned", "%d", v.poisoned)
 	row("second copies of poisoned ones", "%d (Storage Queue cannot copy and delete at once)", v.poisonTwin)
+	row("refused by the fence", "%d Jobs%s", c.watcher.fencedCount(), map[bool]string{false: "; there was none"}[c.fence])
 	row("goroutines before and after", "%.0f, %.0f", c.goroutines[0], c.goroutines[1])
-	for _, kind := range []string{"kill -9 leader", "SIGSTOP leader", "SIGTERM leader"} {
+	for _, kind := range []string{"kill -9 leader", "SIGSTOP leader", "leader cut off", "SIGTERM leader"} {
 		var all []time.Duration
 		missing := 0
 		for _, e := range c.events {

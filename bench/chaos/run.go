@@ -151,6 +151,9 @@ func (c *chaos) startLightermen(ctx context.Context, program string) error {
 	if err != nil {
 		return err
 	}
+	if err := c.checkFence(ctx); err != nil {
+		return err
+	}
 	c.goroutines[0], err = c.countGoroutines(ctx)
 	return err
 }

@@ -31,7 +31,11 @@ func (c *chaos) breakThings(ctx context.Context) error {
 		if n >= least && (c.through() || time.Since(c.began) > injecting) {
 			return nil
 		}
-		if err := c.pauseBetween(ctx, 300*time.Millisecond, 1500*time.Millisecond); err != nil {
+		from, to := 300*time.Millisecond, 1500*time.Millisecond
+		if n >= least {
+			from, to = 3*time.Second, 6*time.Second // the machine is slow: what is left gets more time between the faults
+		}
+		if err := c.pauseBetween(ctx, from, to); err != nil {
 			return err
 		}
 		if err := c.inject(ctx, faults[n%len(faults)]); err != nil {

@@ -25,13 +25,14 @@ import (
 type creation struct {
 	at      time.Time
 	process string
-	shard   string // the leader lock under which it was created; empty where Jobs do not say
+	shard   string // the leader lock under which it was created
 }
 
 // A watcher knows which Jobs there are and have been: from the answers to those who create them, and from a watch of its own that no
 // fault touches.
 type watcher struct {
 	mu        sync.Mutex
+	fenced    int                               // guarded by mu
 	creations []creation                        // guarded by mu
 	uids      map[string]map[types.UID]struct{} // guarded by mu; by the Job's name, of which each attempt has one
 	done      map[string]struct{}               // guarded by mu; settled messages
@@ -43,10 +44,10 @@ func newWatcher() *watcher {
 	return &watcher{uids: make(map[string]map[types.UID]struct{}), done: make(map[string]struct{}), settled: make(map[string]int), grown: make(chan struct{})}
 }
 
-// created looks at an answer of the API server on its way to a process.
-func (w *watcher) created(process string, r *http.Response) error {
-	if r.Request.Method != http.MethodPost || !strings.HasSuffix(r.Request.URL.Path, "/jobs") ||
-		r.StatusCode != http.StatusCreated || r.Request.URL.Query().Has("dryRun") {
+// answered looks at an answer of the API server on its way to a process.
+func (w *watcher) answered(process string, r *http.Response) error {
+	if r.Request.Method != http.MethodPost || !strings.HasSuffix(r.Request.URL.Path, "/jobs") || r.Request.URL.Query().Has("dryRun") ||
+		r.StatusCode != http.StatusCreated && r.StatusCode != http.StatusForbidden {
 		return nil
 	}
 	body, err := io.ReadAll(r.Body)
@@ -55,6 +56,10 @@ func (w *watcher) created(process string, r *http.Response) error {
 	}
 	_ = r.Body.Close()
 	r.Body = io.NopCloser(bytes.NewReader(body))
+	if r.StatusCode == http.StatusForbidden {
+		w.refused(body)
+		return nil
+	}
 	object, _, err := scheme.Codecs.UniversalDeserializer().Decode(body, nil, nil)
 	if err != nil {
 		return fmt.Errorf("reading a Job that was created: %w", err)
@@ -72,9 +77,24 @@ func (w *watcher) created(process string, r *http.Response) error {
 	return nil
 }
 
+func (w *watcher) refused(body []byte) {
+	if bytes.Contains(body, []byte(jobs.FenceDenied)) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.fenced++
+	}
+}
+
+// fencedCount is how many Jobs of former leaders the API server has refused.
+func (w *watcher) fencedCount() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.fenced
+}
+
 // shardOf is the leader lock that a Job was created under, without its term.
 func shardOf(job *batchv1.Job) string {
-	fence := job.Annotations["lighterman.dev/fence"]
+	fence := job.Annotations[jobs.AnnotationFence]
 	return fence[:max(strings.LastIndexByte(fence, '/'), 0)]
 }
 

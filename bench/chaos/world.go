@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -31,12 +30,12 @@ import (
 
 	"github.com/lighterman-dev/lighterman/bench/cluster/localcluster"
 	"github.com/lighterman-dev/lighterman/dispatcher/annotation"
+	"github.com/lighterman-dev/lighterman/dispatcher/fence"
 	"github.com/lighterman-dev/lighterman/lease/leasetest/servers"
 )
 
 const (
 	namespace = "chaos"
-	lockName  = "lighterman"
 
 	// inFlight is how many Jobs of a template may run at once: enough that all templates together keep two cores busy.
 	inFlight = 20
@@ -78,7 +77,10 @@ func startWorld(ctx context.Context, w *world, out io.Writer, fail func(error)) 
 	if err := w.startCluster(ctx, out, fail); err != nil {
 		return err
 	}
-	return w.createTemplates(ctx)
+	if err := w.createTemplates(ctx); err != nil {
+		return err
+	}
+	return w.installFence(ctx)
 }
 
 func (w *world) closing(f func() error) { w.closers = append(w.closers, f) }
@@ -312,7 +314,7 @@ func (w *world) addReplicas(ctx context.Context, program string, died func(error
 		r := &replica{name: fmt.Sprintf("lighterman-%d", i+1), dir: w.dir, program: program, died: died}
 		serve := &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
 		r.proxy, err = startHTTPProxy(ctx, upstream, serve, dial.Clone(), newDice(w.seed, r.name), refuseAsKubernetes,
-			func(answer *http.Response) error { return w.watcher.created(r.process(), answer) })
+			func(answer *http.Response) error { return w.watcher.answered(r.process(), answer) })
 		if err != nil {
 			return err
 		}
@@ -347,19 +349,16 @@ func refuseAsKubernetes(rw http.ResponseWriter) {
 		`"message":"the server is currently unable to handle the request"}`)
 }
 
-// lockNames tells leader locks from the other Lease objects beside them.
-var lockNames = regexp.MustCompile(`^` + lockName + `(-[0-9]+)?$`)
-
 // leaders is who holds which lock.
 func (w *world) leaders(ctx context.Context) (map[string]*replica, error) {
-	locks, err := w.client.CoordinationV1().Leases(namespace).List(ctx, metav1.ListOptions{})
+	locks, err := w.client.CoordinationV1().Leases(namespace).List(ctx, metav1.ListOptions{LabelSelector: fence.LabelLock})
 	if err != nil {
 		return nil, fmt.Errorf("listing the leader locks: %w", err)
 	}
 	held := make(map[string]*replica)
 	for i := range locks.Items {
 		lock := &locks.Items[i]
-		if !lockNames.MatchString(lock.Name) || lock.Spec.HolderIdentity == nil {
+		if lock.Spec.HolderIdentity == nil {
 			continue
 		}
 		for _, r := range w.replicas {
