@@ -29,7 +29,7 @@ func all[T any](s *apiServer, resource string) []T {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var found []T
-	for _, item := range s.list(&apiRequest{resource: resource})["items"].([]object) {
+	for _, item := range s.list(&apiRequest{resource: resource}) {
 		found = append(found, decode[T](item))
 	}
 	return found

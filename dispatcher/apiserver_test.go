@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -32,10 +31,12 @@ type apiServer struct {
 	mu       sync.Mutex
 	version  int64
 	objects  map[objectKey]object
-	changes  []change
-	changed  chan struct{} // closed and replaced with each change
+	raw      map[objectKey]json.RawMessage // each object's encoding
+	feeds    map[string]*feed              // by resource
 	faults   []*apiFault
 	requests map[string]int // by verb and resource
+	fenced   bool           // the fence is installed
+	skew     time.Duration  // by how much the server's clock is ahead of everybody else's
 }
 
 type objectKey struct{ resource, namespace, name string }
@@ -43,18 +44,13 @@ type objectKey struct{ resource, namespace, name string }
 // object is not changed once it is stored: a write replaces it.
 type object = map[string]any
 
-type change struct {
-	version  int64
-	key      objectKey
-	old, new object // nil where it did not exist, or does not any more
-}
-
 // apiRequest is what a request asks for.
 type apiRequest struct {
 	// verb is get, list, watch, create, dry-run, update, patch or delete.
 	verb, resource, namespace, name, sub string
 	query                                url.Values
 	body                                 object
+	selector                             labels.Selector // once it was needed
 }
 
 // apiFault makes requests fail.
@@ -72,7 +68,9 @@ type apiFault struct {
 }
 
 func newAPIServer() *apiServer {
-	return &apiServer{objects: map[objectKey]object{}, changed: make(chan struct{}), requests: map[string]int{}}
+	return &apiServer{
+		objects: map[objectKey]object{}, raw: map[objectKey]json.RawMessage{}, feeds: map[string]*feed{}, requests: map[string]int{},
+	}
 }
 
 // connection is one process's way to the API server.
@@ -141,7 +139,7 @@ func (c *connection) RoundTrip(req *http.Request) (*http.Response, error) {
 		return respond(req, nil, failure)
 	}
 	if r.verb == "watch" {
-		return c.server.watch(req, r), nil
+		return response(req, http.StatusOK, c.server.watch(req.Context(), r, nil)), nil
 	}
 	result, err := c.server.do(r)
 	if failure != nil {
@@ -229,9 +227,11 @@ func respond(req *http.Request, result any, err error) (*http.Response, error) {
 		s.Kind, s.APIVersion = "Status", "v1"
 		code, result = int(s.Code), s
 	}
-	body, err := json.Marshal(result)
-	if err != nil {
-		return nil, err
+	body, encoded := result.(json.RawMessage)
+	if !encoded {
+		if body, err = json.Marshal(result); err != nil {
+			return nil, err
+		}
 	}
 	return response(req, code, io.NopCloser(bytes.NewReader(body))), nil
 }
@@ -255,10 +255,13 @@ func (s *apiServer) do(r *apiRequest) (any, error) {
 	}
 	switch r.verb {
 	case "get":
-		return existing, nil
+		return s.raw[key], nil
 	case "list":
-		return s.list(r), nil
+		return s.encodedList(r), nil
 	case "create", "dry-run":
+		if err := s.admit(r); err != nil { // before it is found to exist, as admission is
+			return nil, err
+		}
 		if existing != nil && r.resource == "events" {
 			// They are named by the time, which stands still in a bubble.
 			r.name += fmt.Sprintf("-%d", s.version)
@@ -270,11 +273,12 @@ func (s *apiServer) do(r *apiRequest) (any, error) {
 		}
 		meta := child(r.body, "metadata")
 		meta["namespace"], meta["uid"] = r.namespace, fmt.Sprintf("uid-%d", s.version+1)
-		meta["creationTimestamp"] = time.Now().UTC().Format(time.RFC3339)
+		meta["creationTimestamp"] = time.Now().Add(s.skew).UTC().Format(time.RFC3339)
 		if r.verb == "dry-run" {
 			return r.body, nil
 		}
-		return s.store(key, nil, r.body), nil
+		s.store(key, nil, r.body)
+		return s.raw[key], nil
 	case "update":
 		if v := text(r.body, "metadata", "resourceVersion"); v != "" && v != text(existing, "metadata", "resourceVersion") {
 			return nil, apierrors.NewConflict(kind, r.name, errors.New("the object has been modified"))
@@ -282,11 +286,14 @@ func (s *apiServer) do(r *apiRequest) (any, error) {
 		if r.sub == "status" {
 			changed := clone(existing)
 			changed["status"] = r.body["status"]
-			return s.store(key, existing, changed), nil
+			s.store(key, existing, changed)
+			return s.raw[key], nil
 		}
-		return s.store(key, existing, r.body), nil
+		s.store(key, existing, r.body)
+		return s.raw[key], nil
 	case "patch":
-		return s.store(key, existing, merged(existing, r.body)), nil
+		s.store(key, existing, merged(existing, r.body))
+		return s.raw[key], nil
 	case "delete":
 		s.store(key, existing, nil)
 		return metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: "Success"}, nil
@@ -295,40 +302,77 @@ func (s *apiServer) do(r *apiRequest) (any, error) {
 }
 
 // store writes an object, or removes it where changed is nil. The caller holds the mutex.
-func (s *apiServer) store(key objectKey, old, changed object) object {
+func (s *apiServer) store(key objectKey, old, changed object) {
 	s.version++
+	last := changed
+	if changed == nil {
+		last = old
+	}
+	last = clone(last)
+	child(last, "metadata")["resourceVersion"] = strconv.FormatInt(s.version, 10)
+	raw, err := json.Marshal(last)
+	if err != nil {
+		panic(err)
+	}
 	if changed != nil {
-		changed = clone(changed)
-		child(changed, "metadata")["resourceVersion"] = strconv.FormatInt(s.version, 10)
-		s.objects[key] = changed
+		changed = last
+		s.objects[key], s.raw[key] = changed, raw
 	} else {
 		delete(s.objects, key)
+		delete(s.raw, key)
 	}
-	s.changes = append(s.changes, change{s.version, key, old, changed})
-	close(s.changed)
-	s.changed = make(chan struct{})
-	return changed
+	f := s.feed(key.resource)
+	f.changes = append(f.changes, change{s.version, key, old, changed, raw})
+	close(f.changed)
+	f.changed = make(chan struct{})
 }
 
-func (s *apiServer) list(r *apiRequest) object {
-	items := []object{}
-	for _, key := range slices.SortedFunc(maps.Keys(s.objects), func(a, b objectKey) int {
-		return strings.Compare(a.namespace+"/"+a.name, b.namespace+"/"+b.name)
-	}) {
-		if r.selects(key, s.objects[key]) {
-			items = append(items, s.objects[key])
+func (s *apiServer) list(r *apiRequest) []object {
+	var items []object
+	for _, key := range s.selected(r) {
+		items = append(items, s.objects[key])
+	}
+	return items
+}
+
+// selected are the objects that a request asks for, by name. The caller holds the mutex.
+func (s *apiServer) selected(r *apiRequest) []objectKey {
+	var keys []objectKey
+	for key, o := range s.objects {
+		if r.selects(key, o) {
+			keys = append(keys, key)
 		}
 	}
-	return object{"metadata": object{"resourceVersion": strconv.FormatInt(s.version, 10)}, "items": items}
+	slices.SortFunc(keys, func(a, b objectKey) int {
+		return strings.Compare(a.namespace+"/"+a.name, b.namespace+"/"+b.name)
+	})
+	return keys
+}
+
+func (s *apiServer) encodedList(r *apiRequest) json.RawMessage {
+	list := []byte(`{"metadata":{"resourceVersion":"` + strconv.FormatInt(s.version, 10) + `"},"items":[`)
+	for i, key := range s.selected(r) {
+		if i > 0 {
+			list = append(list, ',')
+		}
+		list = append(list, s.raw[key]...)
+	}
+	return append(list, "]}"...)
 }
 
 func (r *apiRequest) selects(key objectKey, o object) bool {
 	if o == nil || key.resource != r.resource || r.namespace != "" && key.namespace != r.namespace {
 		return false
 	}
-	selector, err := labels.Parse(r.query.Get("labelSelector"))
-	if err != nil {
-		panic(err)
+	if r.selector == nil {
+		selector, err := labels.Parse(r.query.Get("labelSelector"))
+		if err != nil {
+			panic(err)
+		}
+		r.selector = selector
+	}
+	if r.selector.Empty() {
+		return true
 	}
 	set := labels.Set{}
 	if meta, ok := o["metadata"].(object); ok {
@@ -338,77 +382,5 @@ func (r *apiRequest) selects(key objectKey, o object) bool {
 			}
 		}
 	}
-	return selector.Matches(set)
-}
-
-// watch streams the changes since the resource version that was asked for.
-func (s *apiServer) watch(req *http.Request, r *apiRequest) *http.Response {
-	from, _ := strconv.ParseInt(r.query.Get("resourceVersion"), 10, 64)
-	reader, writer := io.Pipe()
-	encoder := json.NewEncoder(writer)
-	s.mu.Lock()
-	next := 0
-	var first []object
-	if r.query.Get("sendInitialEvents") == "true" {
-		from, next = s.version, len(s.changes)
-		for _, item := range s.list(r)["items"].([]object) {
-			first = append(first, object{"type": "ADDED", "object": item})
-		}
-		kind := map[string][2]string{"jobs": {"batch/v1", "Job"}, "cronjobs": {"batch/v1", "CronJob"}}[r.resource]
-		first = append(first, object{"type": "BOOKMARK", "object": object{"apiVersion": kind[0], "kind": kind[1], "metadata": object{
-			"resourceVersion": strconv.FormatInt(s.version, 10),
-			"annotations":     object{metav1.InitialEventsAnnotationKey: "true"},
-		}}})
-	}
-	s.mu.Unlock()
-	stop := req.Context().Done()
-	go func() {
-		<-stop
-		writer.CloseWithError(req.Context().Err())
-	}()
-	go func() {
-		for _, event := range first {
-			if encoder.Encode(event) != nil {
-				return
-			}
-		}
-		for {
-			s.mu.Lock()
-			changes, changed := s.changes[next:], s.changed
-			next = len(s.changes)
-			s.mu.Unlock()
-			for _, c := range changes {
-				if c.version <= from {
-					continue
-				}
-				if event := r.event(c); event != nil && encoder.Encode(event) != nil {
-					return
-				}
-			}
-			select {
-			case <-changed:
-			case <-stop:
-				return
-			}
-		}
-	}()
-	return response(req, http.StatusOK, reader)
-}
-
-// event is what a watch sees of a change: an object whose labels change can come into view, and go out of it.
-func (r *apiRequest) event(c change) object {
-	was, is := r.selects(c.key, c.old), r.selects(c.key, c.new)
-	switch {
-	case was && is:
-		return object{"type": "MODIFIED", "object": c.new}
-	case is:
-		return object{"type": "ADDED", "object": c.new}
-	case was && c.new != nil:
-		return object{"type": "DELETED", "object": c.new}
-	case was:
-		last := clone(c.old)
-		child(last, "metadata")["resourceVersion"] = strconv.FormatInt(c.version, 10)
-		return object{"type": "DELETED", "object": last}
-	}
-	return nil
+	return r.selector.Matches(set)
 }

@@ -22,40 +22,48 @@ import (
 func (p *process) recount() {
 	synctest.Wait()
 	for _, l := range p.lanes() {
-		l.mu.Lock()
-		waiting, unready, inFlight := 0, 0, 0
-		for _, t := range l.tasks {
-			if t.state == queued {
-				waiting++
-			}
-			if t.pending {
-				unready++
-			}
-			if t.slot {
-				inFlight++
-			}
+		if wrong := l.miscounted(); wrong != "" {
+			p.h.t.Error(wrong)
 		}
-		if waiting != l.waiting || unready != l.unready || inFlight != l.inFlight {
-			p.h.t.Errorf("%s counts %d waiting, %d unready, %d in flight, and there are %d, %d and %d",
-				l.identity, l.waiting, l.unready, l.inFlight, waiting, unready, inFlight)
-		}
-		l.mu.Unlock()
 	}
 }
 
 // lanes are those of the shards that the process leads.
-func (p *process) lanes() (found []*lane) {
-	p.mu.Lock()
-	leading := slices.Collect(maps.Values(p.leading))
-	p.mu.Unlock()
-	for _, d := range leading {
-		d.mu.Lock()
-		for _, h := range d.holders {
+func (d *Dispatcher) lanes() (found []*lane) {
+	d.mu.Lock()
+	leading := slices.Collect(maps.Values(d.leading))
+	d.mu.Unlock()
+	for _, l := range leading {
+		l.mu.Lock()
+		for _, h := range l.holders {
 			found = append(found, h.lane)
 		}
-		d.mu.Unlock()
+		l.mu.Unlock()
 	}
 	return found
+}
+
+// miscounted says what a lane has counted wrongly.
+func (l *lane) miscounted() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	waiting, unready, inFlight := 0, 0, 0
+	for _, t := range l.tasks {
+		if t.state == queued {
+			waiting++
+		}
+		if t.pending {
+			unready++
+		}
+		if t.slot {
+			inFlight++
+		}
+	}
+	if waiting == l.waiting && unready == l.unready && inFlight == l.inFlight {
+		return ""
+	}
+	return fmt.Sprintf("%s counts %d waiting, %d unready, %d in flight, and there are %d, %d and %d",
+		l.identity, l.waiting, l.unready, l.inFlight, waiting, unready, inFlight)
 }
 
 // Messages whose Jobs finished while nobody led never wait to be launched, and must not count as if they had.

@@ -146,11 +146,10 @@ func TestShutdownIsGraceful(t *testing.T) {
 
 		// The next one need not wait for the lock, nor for the leases.
 		second := h.start()
-		h.eventually(2*time.Second, "the next leads, and has adopted what runs", func() bool {
-			return second.metric("leader") == 1 && second.metric("jobs_launched_total", "result", "adopted") == float64(launched)
-		})
-		h.succeed(names(h.of("resize"))...)
-		h.eventually(time.Second, "what was adopted is settled", func() bool { return q.Len() <= 8-launched })
+		running := names(h.of("resize"))
+		h.eventually(2*time.Second, "the next leads", func() bool { return second.metric("leader") == 1 })
+		h.succeed(running...)
+		h.eventually(2*time.Second, "what was adopted is settled", func() bool { return q.Len() <= 8-launched })
 		h.eventually(time.Minute, "all are launched", func() bool { return len(h.of("resize")) == 8 })
 	})
 }

@@ -25,7 +25,7 @@ func rights() []rbacv1.PolicyRule {
 		rule("", "secrets", "get"),
 		rule("", "pods", "list"),
 		rule("", "events", "create", "patch"),
-		rule("coordination.k8s.io", "leases", "get", "create", "update"),
+		rule("coordination.k8s.io", "leases", "list", "get", "create", "update", "delete"),
 	}
 }
 
@@ -74,7 +74,7 @@ func TestRightsAreEnoughAndNeeded(t *testing.T) {
 	rules := rights()
 	rules[1].Verbs = []string{"list", "watch", "get", "patch"}
 	kubeconfig := w.grant(rules)
-	p := runLighterman(t, w.namespace, "--kubeconfig", kubeconfig)
+	p := runLighterman(t, w.namespace, "--kubeconfig", kubeconfig, "--shards", "2")
 	w.waitForEvent("rights", "Misconfigured", "forbidden", `cannot create resource "jobs"`)
 	if leased := s.leased(); leased != 0 {
 		t.Errorf("%d messages are leased while no Job may be created", leased)

@@ -43,7 +43,7 @@ What is dispatched where is said by annotations on suspended CronJobs and Jobs:
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newRunCommand(), newVersionCommand())
+	root.AddCommand(newRunCommand(), newFenceCommand(), newVersionCommand())
 	return root
 }
 

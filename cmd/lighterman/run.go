@@ -42,9 +42,12 @@ func newRunCommand() *cobra.Command {
 		Short: "Dispatch messages to Jobs until told to stop",
 		Long: `Run watches for annotated CronJobs and Jobs and dispatches their messages.
 
-Any number of processes can run side by side: the one that holds the leader lock dispatches, the others stand by. On
-SIGTERM, it stops receiving, settles what is done, gives back what it has not launched and releases the lock, within ten
-seconds. Jobs that run are left to run; the next leader finds them.`,
+Any number of processes can run side by side: the one that holds the leader lock dispatches, the others stand by. With --shards, the templates
+are divided by the queues they take from, and the processes share them fairly; all must be given the same number. On
+SIGTERM, a process stops receiving, settles what is done, gives back the other messages and releases its locks, within ten
+seconds. Jobs that run are left to run; the next leader finds them.
+
+"lighterman fence" prints a policy for the API server that keeps former leaders from creating Jobs.`,
 		Example: `  # With the cluster of your kubeconfig, and only one of its namespaces:
   lighterman run --kubeconfig ~/.kube/config --namespace batch
 
@@ -63,7 +66,8 @@ seconds. Jobs that run are left to run; the next leader finds them.`,
 	f.DurationVar(&o.tuning.PollInterval, "poll-interval", 200*time.Millisecond, "the longest pause between two looks at an empty Azure Storage queue; each look is one transaction")
 	f.IntVar(&o.tuning.LaunchConcurrency, "launch-concurrency", 32, "how many Jobs of a template to create at once")
 	f.StringVar(&o.lock.Namespace, "lock-namespace", "", "namespace of the leader lock; empty: that of the pod, else --namespace, else default")
-	f.StringVar(&o.lock.Name, "lock-name", "lighterman", "name of the leader lock, a Lease object")
+	f.StringVar(&o.lock.Name, "lock-name", "lighterman", "name of the leader lock, a Lease object; with several shards, -0, -1 and so on follow it")
+	f.IntVar(&o.lock.Shards, "shards", 1, "how many leader locks to divide the templates among; the processes take fair shares of them")
 	f.DurationVar(&o.lock.LeaseDuration, "lock-duration", 15*time.Second, "after how long without a sign of life of the leader another process takes over")
 	return cmd
 }
@@ -149,8 +153,10 @@ func (o *runOptions) check() error {
 		return fmt.Errorf("--launch-concurrency=%d: must be at least 1", o.tuning.LaunchConcurrency)
 	case o.tuning.PollInterval < time.Millisecond:
 		return fmt.Errorf("--poll-interval=%v: must be at least 1ms", o.tuning.PollInterval)
-	case o.lock.LeaseDuration < time.Second:
-		return fmt.Errorf("--lock-duration=%v: must be at least 1s", o.lock.LeaseDuration)
+	case o.lock.LeaseDuration < time.Second || o.lock.LeaseDuration%time.Second != 0:
+		return fmt.Errorf("--lock-duration=%v: must be whole seconds, at least 1s", o.lock.LeaseDuration)
+	case o.lock.Shards < 1:
+		return fmt.Errorf("--shards=%d: must be at least 1", o.lock.Shards)
 	case o.lock.Name == "":
 		return errors.New("--lock-name: must not be empty")
 	}

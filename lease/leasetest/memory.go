@@ -20,8 +20,10 @@ type MemoryConfig struct {
 	Name          string
 	LeaseDuration time.Duration
 	// Traits, as a caller is to see them. MaxBatch and MaxDelay are kept; with Waits, Receive waits for a message
-	// for up to half a second.
+	// for a while.
 	Traits lease.Traits
+	// Wait is how long that is. Default half a second.
+	Wait time.Duration
 }
 
 // Memory is a queue in memory, and a lease.Source of it. Handle makes further sources on the same queue, as other
@@ -30,6 +32,7 @@ type Memory struct {
 	queue    *memoryQueue
 	duration time.Duration
 	traits   lease.Traits
+	wait     time.Duration
 }
 
 // PoisonedMessage is one message in the poison queue of a Memory.
@@ -60,7 +63,7 @@ type memoryMessage struct {
 	gone      bool
 }
 
-// memoryWait is how long Receive waits for a message where Traits.Waits says that it does.
+// memoryWait is how long Receive waits for a message where nothing else is said.
 const memoryWait = 500 * time.Millisecond
 
 // NewMemory makes an empty queue.
@@ -71,16 +74,20 @@ func NewMemory(c MemoryConfig) *Memory {
 	if c.LeaseDuration == 0 {
 		c.LeaseDuration = 30 * time.Second
 	}
+	if c.Wait == 0 {
+		c.Wait = memoryWait
+	}
 	return &Memory{
 		queue:    &memoryQueue{name: c.Name, byID: map[string]*memoryMessage{}, changed: make(chan struct{})},
 		duration: c.LeaseDuration,
 		traits:   c.Traits,
+		wait:     c.Wait,
 	}
 }
 
 // Handle makes another source on the same queue, with leases of its own duration.
 func (m *Memory) Handle(leaseDuration time.Duration) *Memory {
-	return &Memory{queue: m.queue, duration: leaseDuration, traits: m.traits}
+	return &Memory{queue: m.queue, duration: leaseDuration, traits: m.traits, wait: m.wait}
 }
 
 // Send puts messages with these bodies into the queue and returns their ids.
@@ -153,7 +160,7 @@ func (m *Memory) Receive(ctx context.Context, limit int) ([]*lease.Lease, error)
 			return leases, nil
 		}
 		if giveUp == nil {
-			giveUp = time.After(memoryWait)
+			giveUp = time.After(m.wait)
 		}
 		var due <-chan time.Time
 		if !next.IsZero() {

@@ -37,6 +37,9 @@ const (
 	SimulatedNode = "simulated"
 )
 
+// LockNamespace is where leader locks may be other than beside the Jobs, for the fence to find them.
+const LockNamespace = "lighterman"
+
 // Config says what a cluster consists of. The zero Config is a cluster without nodes.
 type Config struct {
 	// Dir holds the cluster's data, logs and kubeconfig. It must be empty or missing. Without it a temporary folder is used,
@@ -52,6 +55,9 @@ type Config struct {
 	// Durable lets etcd wait for the disk at each write, as a real cluster does. Without it a cluster is faster and
 	// survives all but a crash of the machine.
 	Durable bool
+
+	// Unfenced leaves out the policy by which the API server refuses the Jobs of former leaders (see "lighterman fence").
+	Unfenced bool
 
 	// ExtraArgs are added to the command lines of components by name, and override what is there:
 	// {"kube-apiserver": {"--audit-policy-file=…"}}.

@@ -2,6 +2,7 @@ package localcluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -55,7 +56,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	if err := c.waitForAPIServer(ctx); err != nil {
 		return err
 	}
-	if err := c.grantRights(ctx); err != nil {
+	if err := errors.Join(c.grantRights(ctx), c.installFence(ctx)); err != nil {
 		return err
 	}
 	if err := c.add(c.controllerManager()); err != nil {
