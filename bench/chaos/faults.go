@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"syscall"
 	"time"
 
@@ -82,16 +80,26 @@ func (c *chaos) pauseBetween(ctx context.Context, from, to time.Duration) error 
 	return pause(ctx, c.dice.between(from, to))
 }
 
-// leader picks one of the processes that lead.
+// leader picks one of the processes that lead, and that create Jobs if any does: one that has nothing to do is no loss.
 func (c *chaos) leader(ctx context.Context) (*replica, error) {
+	const patience = 3 * time.Second
+	busyUntil := time.Now().Add(patience)
 	var found *replica
 	err := poll(ctx, "a leader", takeoverPatience, func(ctx context.Context) (bool, error) {
 		held, err := c.leaders(ctx)
 		if err != nil || len(held) == 0 {
 			return false, err
 		}
-		locks := slices.Sorted(maps.Keys(held))
-		found = held[locks[c.dice.below(len(locks))]]
+		var busy []*replica
+		for _, lock := range sortedKeys(held) {
+			if r := held[lock]; time.Now().After(busyUntil) || len(c.watcher.shardsOf(r.process(), time.Now().Add(-recent))) > 0 {
+				busy = append(busy, r)
+			}
+		}
+		if len(busy) == 0 {
+			return false, errors.New("no leader creates Jobs")
+		}
+		found = busy[c.dice.below(len(busy))]
 		return true, nil
 	})
 	return found, err
@@ -145,7 +153,7 @@ func (c *chaos) stopLeader(ctx context.Context) (effect, error) {
 	e, process := effect{target: victim.process()}, victim.process()
 	at := time.Now()
 	if err := victim.current.stop(); err != nil {
-		return e, fmt.Errorf("stopping %s: %w; its log is %s", process, err, victim.current.log)
+		c.complain(fmt.Errorf("stopping %s: %w; its log is %s", process, err, victim.current.log))
 	}
 	if err := c.takeover(ctx, process, c.watcher.shardsOf(process, at.Add(-recent)), at, &e); err != nil {
 		return e, err

@@ -84,8 +84,6 @@ func (f *feeder) allow(part float64) {
 	f.allowed.Store(int64(min(part, 1) * float64(len(f.messages))))
 }
 
-func (f *feeder) done() bool { return f.sent.Load() == int64(len(f.messages)) }
-
 // openQueues connects to Azurite, without retries: a message must not be sent twice.
 func openQueues(connection string) (*azqueue.ServiceClient, error) {
 	options := &azqueue.ClientOptions{}

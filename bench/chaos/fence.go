@@ -14,22 +14,6 @@ import (
 	"github.com/lighterman-dev/lighterman/jobs"
 )
 
-// installFence makes the API server refuse the Jobs of former leaders; without it, that must do no harm either.
-func (w *world) installFence(ctx context.Context) error {
-	if !w.fence {
-		return nil
-	}
-	admission := w.client.AdmissionregistrationV1()
-	_, err := admission.ValidatingAdmissionPolicies().Create(ctx, fence.Policy(), metav1.CreateOptions{})
-	if err == nil {
-		_, err = admission.ValidatingAdmissionPolicyBindings().Create(ctx, fence.Binding(namespace), metav1.CreateOptions{})
-	}
-	if err != nil {
-		return fmt.Errorf("installing the fence: %w", err)
-	}
-	return nil
-}
-
 // checkFence waits until a Job of a term that never was is refused, or sees that it is not where there is no fence. There must be a leader.
 func (w *world) checkFence(ctx context.Context) error {
 	held, err := w.leaders(ctx)

@@ -40,8 +40,8 @@ each was done exactly once. It needs what 'make deps' looks for.
   -seed n          times and targets of the faults, and what becomes of which message; default: another one each time
   -messages 2000   how many in Azure Storage queues, and as many in Redis streams
   -rounds 2        how often each fault is injected at least; they go on until the messages are through
-  -shards 1        into how many shards the templates are spread over the three processes
-  -fence=false     without the admission policy that refuses the Jobs of former leaders
+  -shards 3        into how many shards the templates are spread over the three processes
+  -fence=false     without the admission policy by which the API server refuses the Jobs of former leaders
   -timeout 10m     the longest that all of it may take; building does not count
   -keep            keep the folder with all logs even if nothing is wrong
 
@@ -96,7 +96,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	flags.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano())%1_000_000, "")
 	flags.IntVar(&o.messages, "messages", 2000, "")
 	flags.IntVar(&o.rounds, "rounds", 2, "")
-	flags.IntVar(&o.shards, "shards", 1, "")
+	flags.IntVar(&o.shards, "shards", 3, "")
 	flags.BoolVar(&o.fence, "fence", true, "")
 	flags.DurationVar(&o.timeout, "timeout", 10*time.Minute, "")
 	flags.BoolVar(&o.keep, "keep", false, "")

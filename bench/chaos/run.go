@@ -33,8 +33,8 @@ type chaos struct {
 	events                []event
 	goroutines            [2]float64 // of all processes together, before and after
 
-	mu     sync.Mutex
-	deaths []string // guarded by mu; processes that ended unasked
+	mu         sync.Mutex
+	complaints []string // guarded by mu; what went wrong by the way
 }
 
 // run is the whole way. The folder with the logs stays if anything is wrong.
@@ -129,7 +129,7 @@ func (c *chaos) all(ctx context.Context, program string, fail func(error)) (_ *v
 
 // startLightermen starts the processes, and waits until the templates are taken up.
 func (c *chaos) startLightermen(ctx context.Context, program string) error {
-	if err := c.addReplicas(ctx, program, c.died); err != nil {
+	if err := c.addReplicas(ctx, program, c.complain); err != nil {
 		return err
 	}
 	for _, r := range c.replicas {
@@ -170,12 +170,12 @@ func (c *chaos) countGoroutines(ctx context.Context) (float64, error) {
 	return sum, nil
 }
 
-// died takes note of a process that ended unasked; the others go on.
-func (c *chaos) died(err error) {
+// complain takes note of something wrong. The run goes on, since what comes of it may explain it.
+func (c *chaos) complain(err error) {
+	c.say("%v", err)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.deaths = append(c.deaths, err.Error())
-	c.say("%v", err)
+	c.complaints = append(c.complaints, err.Error())
 }
 
 // work sends, breaks, waits, and looks at what has come of it.
@@ -189,21 +189,20 @@ func (c *chaos) work(ctx context.Context) (*evidence, error) {
 		settled: func() int { return c.watcher.settledCount("redis-streams") },
 	}
 	group, working := errgroup.WithContext(ctx)
-	told, stopTelling := context.WithCancel(working)
-	group.Go(func() error { return c.queueFeed.run(working) })
-	group.Go(func() error { return c.streamFeed.run(working) })
-	group.Go(func() error { return c.tell(told) })
+	feeding, stop := context.WithCancel(working)
+	defer stop()
+	group.Go(func() error { return c.queueFeed.run(feeding) })
+	group.Go(func() error { return c.streamFeed.run(feeding) })
+	group.Go(func() error { return c.tell(feeding) })
 	group.Go(func() error {
-		defer stopTelling()
+		defer stop()
 		if err := c.breakThings(working); err != nil {
 			return err
 		}
 		c.say("no more faults; waiting for the rest")
 		return c.drain(working)
 	})
-	err := group.Wait()
-	stopTelling()
-	if err != nil {
+	if err := group.Wait(); err != nil {
 		return nil, err
 	}
 	return c.gather(ctx)
@@ -226,8 +225,8 @@ func (c *chaos) tell(ctx context.Context) error {
 // drain waits until no message is left in any queue. That some are is for the judge to say.
 func (c *chaos) drain(ctx context.Context) error {
 	err := poll(ctx, "empty queues", drainPatience, func(ctx context.Context) (bool, error) {
-		if !c.queueFeed.done() || !c.streamFeed.done() {
-			return false, nil
+		if all := len(c.queueFeed.messages) + len(c.streamFeed.messages); c.sent() < all {
+			return false, fmt.Errorf("%d of %d messages could be sent", c.sent(), all)
 		}
 		left, err := c.leftIn(ctx)
 		return err == nil && len(left) == 0, err
@@ -236,32 +235,30 @@ func (c *chaos) drain(ctx context.Context) error {
 		return err
 	}
 	if err != nil {
-		c.say("%v", err)
+		c.complain(err)
 	}
 	return nil
 }
 
 // gather waits until everything is at rest, ends the processes, and collects what is to be judged.
 func (c *chaos) gather(ctx context.Context) (*evidence, error) {
-	e := &evidence{sameNames: c.watcher.sameNames()}
+	e := &evidence{}
 	for _, f := range []*feeder{c.queueFeed, c.streamFeed} {
 		e.sent = append(e.sent, f.messages[:f.sent.Load()]...)
 	}
-	c.say("the queues are empty; waiting for the last Jobs to be marked")
+	c.say("waiting for the last Jobs to be marked")
 	if err := c.untilMarked(ctx); err != nil {
 		return nil, err
 	}
-	if err := c.compareGoroutines(ctx, e); err != nil {
+	if err := c.compareGoroutines(ctx); err != nil {
 		return nil, err
 	}
 	for _, r := range c.replicas {
 		if err := r.current.stop(); err != nil {
-			e.complaints = append(e.complaints, fmt.Sprintf("%s: %v", r.process(), err))
+			c.complain(fmt.Errorf("%s: %w", r.process(), err))
 		}
 	}
-	c.mu.Lock()
-	e.complaints = append(e.complaints, c.deaths...)
-	c.mu.Unlock()
+	e.sameNames = c.watcher.sameNames()
 	var err error
 	if e.left, err = c.leftIn(ctx); err != nil {
 		return nil, err
@@ -276,6 +273,9 @@ func (c *chaos) gather(ctx context.Context) (*evidence, error) {
 		return nil, err
 	}
 	e.runs, err = readRecord(c.record)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e.complaints = c.complaints
 	return e, err
 }
 
@@ -294,7 +294,7 @@ func (c *chaos) untilMarked(ctx context.Context) error {
 // a while. What leaks with each message or fault is far more.
 const spareGoroutines = 60
 
-func (c *chaos) compareGoroutines(ctx context.Context, e *evidence) error {
+func (c *chaos) compareGoroutines(ctx context.Context) error {
 	limit := c.goroutines[0] + spareGoroutines
 	err := poll(ctx, "goroutines to end", restPatience, func(ctx context.Context) (bool, error) {
 		var err error
@@ -305,7 +305,7 @@ func (c *chaos) compareGoroutines(ctx context.Context, e *evidence) error {
 		return err
 	}
 	if err != nil {
-		e.complaints = append(e.complaints, fmt.Sprintf("goroutines of all processes: %.0f at rest before, %.0f after", c.goroutines[0], c.goroutines[1]))
+		c.complain(fmt.Errorf("goroutines of all processes: %.0f at rest before, %.0f after", c.goroutines[0], c.goroutines[1]))
 	}
 	return nil
 }

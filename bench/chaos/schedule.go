@@ -57,8 +57,11 @@ func (c *chaos) inject(ctx context.Context, f fault) error {
 		recovered = c.watcher.createdSince(mended)
 		return recovered || c.idle(), nil
 	})
-	if err != nil {
+	if err != nil && ctx.Err() != nil {
 		return err
+	}
+	if err != nil {
+		c.complain(err)
 	}
 	ev.recovered = -1
 	if recovered {

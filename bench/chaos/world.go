@@ -77,10 +77,7 @@ func startWorld(ctx context.Context, w *world, out io.Writer, fail func(error)) 
 	if err := w.startCluster(ctx, out, fail); err != nil {
 		return err
 	}
-	if err := w.createTemplates(ctx); err != nil {
-		return err
-	}
-	return w.installFence(ctx)
+	return w.createTemplates(ctx)
 }
 
 func (w *world) closing(f func() error) { w.closers = append(w.closers, f) }
@@ -157,7 +154,8 @@ func (w *world) startCluster(ctx context.Context, out io.Writer, fail func(error
 	cluster, err := localcluster.Start(ctx, localcluster.Config{
 		Dir: filepath.Join(w.dir, "cluster"), ProcessNodes: 2,
 		// What etcd has confirmed must survive its kill.
-		Durable: true,
+		Durable:  true,
+		Unfenced: !w.fence,
 	})
 	if err != nil {
 		return fmt.Errorf("starting the cluster: %w", err)
@@ -323,9 +321,9 @@ func (w *world) addReplicas(ctx context.Context, program string, died func(error
 		if err := clientcmd.WriteToFile(w.kubeconfig(r.proxy.address, certificate), r.kubeconfig); err != nil {
 			return err
 		}
-		r.args = []string{"--namespace=" + namespace, "--lock-namespace=" + namespace, "--lock-duration=" + lockDuration.String()}
-		if w.shards > 1 {
-			r.args = append(r.args, fmt.Sprintf("--shards=%d", w.shards))
+		r.args = []string{
+			"--namespace=" + namespace, "--lock-namespace=" + namespace, "--lock-duration=" + lockDuration.String(),
+			fmt.Sprintf("--shards=%d", w.shards),
 		}
 		w.replicas = append(w.replicas, r)
 	}
