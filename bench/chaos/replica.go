@@ -133,6 +133,15 @@ func (l *lighterman) expectEnd() {
 	l.asked = true
 }
 
+func (l *lighterman) ended() bool {
+	select {
+	case <-l.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // kill ends the process as a crash would.
 func (l *lighterman) kill() error {
 	l.expectEnd()

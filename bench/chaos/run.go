@@ -115,10 +115,10 @@ func (c *chaos) all(ctx context.Context, program string, fail func(error)) (_ *v
 		return nil, err
 	}
 	background.Go(func() error { return c.watcher.run(watching, c.client, namespace) })
+	c.closing(c.endAll)
 	if err := c.startLightermen(ctx, program); err != nil {
 		return nil, err
 	}
-	c.closing(c.endAll)
 	c.say("everything runs; %d goroutines in %d processes", int(c.goroutines[0]), len(c.replicas))
 	e, err := c.work(ctx)
 	if err != nil {
@@ -314,12 +314,7 @@ func (c *chaos) compareGoroutines(ctx context.Context) error {
 func (c *chaos) endAll() error {
 	var errs []error
 	for _, r := range c.replicas {
-		if r.current == nil {
-			continue
-		}
-		select {
-		case <-r.current.done:
-		default:
+		if r.current != nil && !r.current.ended() {
 			errs = append(errs, r.current.kill())
 		}
 	}

@@ -360,7 +360,7 @@ func (w *world) leaders(ctx context.Context) (map[string]*replica, error) {
 			continue
 		}
 		for _, r := range w.replicas {
-			if r.current != nil && r.current.identity == *lock.Spec.HolderIdentity {
+			if r.current.identity == *lock.Spec.HolderIdentity && !r.current.ended() {
 				held[lock.Name] = r
 			}
 		}
