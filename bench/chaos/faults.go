@@ -92,7 +92,7 @@ func (c *chaos) leader(ctx context.Context) (*replica, error) {
 		}
 		var busy []*replica
 		for _, lock := range sortedKeys(held) {
-			if r := held[lock]; time.Now().After(busyUntil) || len(c.watcher.shardsOf(r.process(), time.Now().Add(-recent))) > 0 {
+			if r := held[lock]; time.Now().After(busyUntil) || len(c.watcher.termsOf(r.process(), time.Now().Add(-recent))) > 0 {
 				busy = append(busy, r)
 			}
 		}
@@ -105,12 +105,12 @@ func (c *chaos) leader(ctx context.Context) (*replica, error) {
 	return found, err
 }
 
-// takeover measures, from a moment on, when another process creates the next Job in each of the shards that a process has led.
-func (c *chaos) takeover(ctx context.Context, from string, shards map[string]bool, at time.Time, e *effect) error {
+// takeover measures, from a moment on, when the next Job is created in each of the shards that a process has led, in a later term.
+func (c *chaos) takeover(ctx context.Context, terms map[string]int, at time.Time, e *effect) error {
 	waiting, cancel := context.WithDeadline(ctx, at.Add(takeoverPatience))
 	defer cancel()
-	for shard := range shards {
-		next, err := c.watcher.next(waiting, at, func(n creation) bool { return n.process != from && n.shard == shard })
+	for shard, term := range terms {
+		next, err := c.watcher.next(waiting, at, func(n creation) bool { return n.shard == shard && n.term > term })
 		switch {
 		case err == nil:
 			e.takeovers = append(e.takeovers, next.at.Sub(at))
@@ -142,7 +142,7 @@ func (c *chaos) killLeader(ctx context.Context) (effect, error) {
 	if err := victim.start(ctx); err != nil {
 		return e, err
 	}
-	return e, c.takeover(ctx, process, c.watcher.shardsOf(process, at.Add(-recent)), at, &e)
+	return e, c.takeover(ctx, c.watcher.termsOf(process, at.Add(-recent)), at, &e)
 }
 
 func (c *chaos) stopLeader(ctx context.Context) (effect, error) {
@@ -155,7 +155,7 @@ func (c *chaos) stopLeader(ctx context.Context) (effect, error) {
 	if err := victim.current.stop(); err != nil {
 		c.complain(fmt.Errorf("stopping %s: %w; its log is %s", process, err, victim.current.log))
 	}
-	if err := c.takeover(ctx, process, c.watcher.shardsOf(process, at.Add(-recent)), at, &e); err != nil {
+	if err := c.takeover(ctx, c.watcher.termsOf(process, at.Add(-recent)), at, &e); err != nil {
 		return e, err
 	}
 	return e, victim.start(ctx)
@@ -179,7 +179,7 @@ func (c *chaos) pauseLeader(ctx context.Context) (effect, error) {
 	if err != nil {
 		return e, err
 	}
-	return e, c.takeover(ctx, process, c.watcher.shardsOf(process, at.Add(-recent)), at, &e)
+	return e, c.takeover(ctx, c.watcher.termsOf(process, at.Add(-recent)), at, &e)
 }
 
 // cutOffLeader keeps a leader from the API server, but not from the queues, until another must have taken over.
@@ -196,7 +196,7 @@ func (c *chaos) cutOffLeader(ctx context.Context) (effect, error) {
 	if err != nil {
 		return e, err
 	}
-	return e, c.takeover(ctx, process, c.watcher.shardsOf(process, at.Add(-recent)), at, &e)
+	return e, c.takeover(ctx, c.watcher.termsOf(process, at.Add(-recent)), at, &e)
 }
 
 func (c *chaos) killAPIServer(ctx context.Context) (effect, error) {

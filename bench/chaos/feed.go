@@ -24,7 +24,7 @@ const (
 	// trickle is the pause between messages that are sent although it is not their turn yet, where fewer than few are under way: what
 	// is measured by the next Job needs a message to make it of.
 	trickle = 300 * time.Millisecond
-	few     = 10
+	few     = 40
 )
 
 // A feeder sends messages as those before them are settled, straight to the server: that a message was sent twice or not at

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -26,6 +27,7 @@ type creation struct {
 	at      time.Time
 	process string
 	shard   string // the leader lock under which it was created
+	term    int    // of that lock
 }
 
 // A watcher knows which Jobs there are and have been: from the answers to those who create them, and from a watch of its own that no
@@ -68,10 +70,14 @@ func (w *watcher) answered(process string, r *http.Response) error {
 	if !ok {
 		return fmt.Errorf("creating a Job returned a %T", object)
 	}
+	c := creation{at: time.Now(), process: process}
+	if c.shard, c.term, err = termOf(job); err != nil {
+		return err
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.noteUID(job)
-	w.creations = append(w.creations, creation{at: time.Now(), process: process, shard: shardOf(job)})
+	w.creations = append(w.creations, c)
 	close(w.grown)
 	w.grown = make(chan struct{})
 	return nil
@@ -92,10 +98,15 @@ func (w *watcher) fencedCount() int {
 	return w.fenced
 }
 
-// shardOf is the leader lock that a Job was created under, without its term.
-func shardOf(job *batchv1.Job) string {
+// termOf is the leader lock under which a Job was created, and its term.
+func termOf(job *batchv1.Job) (shard string, term int, err error) {
 	fence := job.Annotations[jobs.AnnotationFence]
-	return fence[:max(strings.LastIndexByte(fence, '/'), 0)]
+	at := strings.LastIndexByte(fence, '/')
+	term, err = strconv.Atoi(fence[at+1:])
+	if at < 0 || err != nil {
+		return "", 0, fmt.Errorf("the Job %s carries no term but %q", job.Name, fence)
+	}
+	return fence[:at], term, nil
 }
 
 func (w *watcher) noteUID(job *batchv1.Job) {
@@ -182,17 +193,17 @@ func (w *watcher) sameNames() map[string]int {
 	return found
 }
 
-// shardsOf are the shards in which a process has created Jobs since then.
-func (w *watcher) shardsOf(process string, since time.Time) map[string]bool {
+// termsOf are the shards in which a process has created Jobs since then, and the terms in which it did.
+func (w *watcher) termsOf(process string, since time.Time) map[string]int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	shards := make(map[string]bool)
+	terms := make(map[string]int)
 	for _, c := range w.creations {
 		if c.process == process && c.at.After(since) {
-			shards[c.shard] = true
+			terms[c.shard] = c.term
 		}
 	}
-	return shards
+	return terms
 }
 
 // next waits for a creation after a time that is as wanted.
