@@ -35,6 +35,7 @@ type apiServer struct {
 	feeds    map[string]*feed              // by resource
 	faults   []*apiFault
 	requests map[string]int // by verb and resource
+	gate     *watchGate     // before the watches of processes that have none of their own
 	fenced   bool           // the fence is installed
 	skew     time.Duration  // by how much the server's clock is ahead of everybody else's
 }
@@ -70,6 +71,7 @@ type apiFault struct {
 func newAPIServer() *apiServer {
 	return &apiServer{
 		objects: map[objectKey]object{}, raw: map[objectKey]json.RawMessage{}, feeds: map[string]*feed{}, requests: map[string]int{},
+		gate: newWatchGate(),
 	}
 }
 
@@ -83,9 +85,14 @@ var errCut = errors.New("connection cut")
 
 func (c *connection) client(t *testing.T) kubernetes.Interface {
 	t.Helper()
+	return newClient(t, c)
+}
+
+func newClient(t *testing.T, transport http.RoundTripper) kubernetes.Interface {
+	t.Helper()
 	client, err := kubernetes.NewForConfigAndClient(&rest.Config{
 		Host: "http://api", QPS: -1, ContentConfig: rest.ContentConfig{ContentType: "application/json", AcceptContentTypes: "application/json"},
-	}, &http.Client{Transport: c})
+	}, &http.Client{Transport: transport})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,6 +111,9 @@ func (s *apiServer) remove(f *apiFault) {
 	defer s.mu.Unlock()
 	s.faults = slices.DeleteFunc(s.faults, func(g *apiFault) bool { return f == g })
 }
+
+// breakWatches ends all watches that are under way, as when the API server goes away.
+func (s *apiServer) breakWatches() { s.gate.set(func(g *gateState) { g.breaks++ }) }
 
 // count is how often a verb was asked of a resource, hit by a fault or not.
 func (s *apiServer) count(verb, resource string) int {
@@ -139,7 +149,7 @@ func (c *connection) RoundTrip(req *http.Request) (*http.Response, error) {
 		return respond(req, nil, failure)
 	}
 	if r.verb == "watch" {
-		return response(req, http.StatusOK, c.server.watch(req.Context(), r, nil)), nil
+		return response(req, http.StatusOK, c.server.watch(req.Context(), r, c.server.gate)), nil
 	}
 	result, err := c.server.do(r)
 	if failure != nil {

@@ -201,6 +201,8 @@ func (l *lane) run(ctx context.Context) {
 	working.Go(func() { l.launch(ctx) })
 	working.Go(func() { l.watchStarts(ctx) })
 	working.Go(func() { l.probe(ctx) })
+	working.Go(func() { l.audit(ctx) })
+	working.Go(func() { l.keepHistory(ctx) })
 	reading.Go(func() { l.readBacklog(ctx) })
 
 	select {

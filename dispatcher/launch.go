@@ -286,7 +286,7 @@ func (l *lane) launched(o order, job *batchv1.Job, adopted bool) {
 		l.finished(t, job.Name, status)
 		return
 	}
-	l.progress(t, status)
+	l.progress(t, job, status)
 }
 
 // abandon forgets a task whose lease ended before its Job was created. The message comes again.

@@ -120,12 +120,18 @@ func (l *lane) markGone(emptyAt time.Time) {
 const clockSkew = time.Minute
 
 // keep is how much longer a settled Job stays (invariant 4): as long as a request of a former leader can still be under way,
-// or as the template wishes, whichever is longer.
+// or as the template wishes, whichever is longer. The TTL counts from when the Job finished, by the API server's clock, and what has passed since
+// is told by ours: where that is behind, the difference is missing.
 func (l *lane) keep(job *batchv1.Job) time.Duration {
 	s := l.settings.Load()
-	window := s.spec.LeaseDuration + l.tuning.LaunchTimeout + l.tuning.LockDuration
+	window := l.window()
 	if ttl, ok := s.template.TTL(); ok {
 		window = max(window, ttl-time.Since(jobs.StatusOf(job).FinishedAt))
 	}
 	return window
+}
+
+// window is the de-duplication window, with a margin for clocks that differ.
+func (l *lane) window() time.Duration {
+	return l.settings.Load().spec.LeaseDuration + l.tuning.LaunchTimeout + l.tuning.LockDuration + clockSkew
 }

@@ -58,7 +58,7 @@ func (l *lane) jobChanged(id jobs.Identity, job *batchv1.Job) {
 		l.finished(t, job.Name, status)
 		return
 	}
-	l.progress(t, status)
+	l.progress(t, job, status)
 }
 
 // JobGone is told by the tracker that a Job of this lane's source has been removed.
@@ -95,11 +95,12 @@ func (l *lane) adoptOrphan(id jobs.Identity, job *batchv1.Job, status jobs.Statu
 	}
 	l.tasks[id.MessageID] = t
 	l.takeSlot(t)
-	l.progress(t, status)
+	l.progress(t, job, status)
 }
 
 // progress notes how far a running Job is. The caller holds the mutex.
-func (l *lane) progress(t *task, status jobs.Status) {
+func (l *lane) progress(t *task, job *batchv1.Job, status jobs.Status) {
+	t.namespace = job.Namespace
 	l.setPending(t, status.Phase == jobs.Pending)
 	switch {
 	case !t.pending:
@@ -124,5 +125,10 @@ func (l *lane) finished(t *task, job string, status jobs.Status) {
 		l.metrics.Failed(status.Reason)
 	}
 	t.recordLost = t.recordLost || status.Reason == reasonDeleted
-	l.decided(t, decide(l.settings.Load().spec, t.messageID, t.attempt, job, status))
+	settings := l.settings.Load()
+	s := decide(settings.spec, t.messageID, t.attempt, job, status)
+	if s.outcome == requeued { // of the last attempt, the Event of the poisoned message tells
+		l.report.problem(settings.object, attemptProblem(settings.spec, t.messageID, s))
+	}
+	l.decided(t, s)
 }

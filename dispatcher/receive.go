@@ -175,7 +175,7 @@ func (l *lane) resume(t *task, job *batchv1.Job) {
 		l.metrics.Adopted.Inc()
 		l.move(t, running)
 		t.launchedAt = job.CreationTimestamp.Time
-		l.progress(t, status)
+		l.progress(t, job, status)
 		return
 	}
 	t.finishedAt = time.Now()

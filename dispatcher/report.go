@@ -42,6 +42,7 @@ const (
 	aboutPoison   about = "poison"
 	aboutLease    about = "lease"
 	aboutMark     about = "mark"
+	aboutAttempt  about = "attempt"
 )
 
 // told is what was said last.
@@ -169,10 +170,22 @@ func (t *told) stop() {
 // poisoned tells of a message that was moved aside.
 func (r *reporter) poisoned(object *corev1.ObjectReference, destination, messageID string, s settlement) {
 	r.problem(object, problem{
-		about:  aboutPoison,
+		about:  aboutFailure(aboutPoison, s.failure),
 		reason: "Poisoned",
 		text:   fmt.Sprintf("message %s was moved to %q: %s", messageID, destination, s.reason),
 	})
+}
+
+// aboutFailure is about one kind of failure: messages fail for several reasons at a time, and none of them must hide another, or have it told
+// again and again.
+func aboutFailure(what about, failure string) about { return what + about(" "+failure) }
+
+func attemptProblem(spec *annotation.Spec, messageID string, s settlement) problem {
+	return problem{
+		about: aboutFailure(aboutAttempt, s.failure), reason: "AttemptFailed",
+		text: fmt.Sprintf("Job %s, attempt %d of %d on message %s, failed: %s; the next attempt comes in %v at the earliest",
+			s.job, s.attempts, spec.MaxAttempts, messageID, s.reason, max(time.Until(s.notBefore), 0).Round(time.Second)),
+	}
 }
 
 // aboutTemplate is about what a set of annotations asks for.

@@ -7,6 +7,7 @@ import (
 	"github.com/lighterman-dev/lighterman/dispatcher/annotation"
 	"github.com/lighterman-dev/lighterman/jobs"
 	"github.com/lighterman-dev/lighterman/lease"
+	"github.com/lighterman-dev/lighterman/metrics"
 )
 
 // state is how far a task has come. A task moves forward only, but for a failed Job's next attempt.
@@ -27,6 +28,8 @@ type task struct {
 	messageID string
 	attempt   int
 	state     state
+	// namespace is where its Job is, once state is running.
+	namespace string
 	// lease is nil while the message is not ours: a Job that a former leader launched, or whose lease was lost.
 	lease *lease.Lease
 	// slot says that the task takes up one of the slots.
@@ -69,6 +72,8 @@ type settlement struct {
 	notBefore time.Time
 	// reason says why, for poisoned and requeued messages.
 	reason string
+	// failure is the kind of failure that a Job had, as one of a few words; empty where no Job failed.
+	failure string
 	// job is the name of the Job that decided it, if one did.
 	job string
 	// attempts is how many Jobs failed on the message.
@@ -84,7 +89,7 @@ func decide(spec *annotation.Spec, messageID string, attempt int, job string, st
 	if status.Phase == jobs.Succeeded {
 		return settlement{outcome: completed, job: job}
 	}
-	s := settlement{outcome: requeued, job: job, attempts: attempt, reason: failureText(status)}
+	s := settlement{outcome: requeued, job: job, attempts: attempt, reason: failureText(status), failure: metrics.FailureReason(status.Reason)}
 	if attempt >= spec.MaxAttempts {
 		s.outcome = poisoned
 		s.reason = fmt.Sprintf("attempt %d of %d failed: %s", attempt, spec.MaxAttempts, s.reason)

@@ -19,19 +19,33 @@ import (
 // MarkSettled records on a finished Job that its message is settled, and hands it to the TTL controller, which removes it
 // when keep has passed from now. Both are one request. A Job that is gone needs no mark.
 func (l *Launcher) MarkSettled(ctx context.Context, job *batchv1.Job, outcome string, keep time.Duration) error {
-	// ttlSecondsAfterFinished counts from when the Job finished (KEP-592).
-	ttl := keep
-	if finished := StatusOf(job).FinishedAt; !finished.IsZero() {
-		ttl += max(time.Since(finished), 0)
-	}
 	patch, err := json.Marshal(map[string]any{
 		"metadata": map[string]any{"labels": map[string]string{LabelSettled: outcome}},
-		"spec":     map[string]any{"ttlSecondsAfterFinished": min(int64(ttl/time.Second)+1, math.MaxInt32)},
+		"spec":     ttlFor(job, keep),
 	})
 	if err != nil {
 		return fmt.Errorf("encoding the patch of Job %s/%s: %w", job.Namespace, job.Name, err)
 	}
 	return l.patch(ctx, job.Namespace, job.Name, patch, "marking Job %s/%s as settled: %w")
+}
+
+// Keep has a Job that is marked as settled stay for so long from now.
+func (l *Launcher) Keep(ctx context.Context, job *batchv1.Job, keep time.Duration) error {
+	patch, err := json.Marshal(map[string]any{"spec": ttlFor(job, keep)})
+	if err != nil {
+		return fmt.Errorf("encoding the patch of Job %s/%s: %w", job.Namespace, job.Name, err)
+	}
+	return l.patch(ctx, job.Namespace, job.Name, patch, "changing how long Job %s/%s is kept: %w")
+}
+
+// ttlFor is the part of a Job's spec that has it removed when keep has passed from now.
+func ttlFor(job *batchv1.Job, keep time.Duration) map[string]any {
+	// ttlSecondsAfterFinished counts from when the Job finished (KEP-592).
+	ttl := keep
+	if finished := StatusOf(job).FinishedAt; !finished.IsZero() {
+		ttl += max(time.Since(finished), 0)
+	}
+	return map[string]any{"ttlSecondsAfterFinished": min(int64(ttl/time.Second)+1, math.MaxInt32)}
 }
 
 // End makes the Job controller fail a Job that has not finished, and notes why: a reason in CamelCase, and what more there is to say. The Job

@@ -19,7 +19,15 @@ type Template struct {
 	prototype batchv1.Job
 	// ttl is the template's own ttlSecondsAfterFinished, held back until the message is settled.
 	ttl *int32
+	// history is a CronJob's own limits, or their defaults.
+	history History
 }
+
+// History is how many finished Jobs a template keeps for people to look at, as CronJobs do.
+type History struct{ Succeeded, Failed int }
+
+// defaultHistory is what the API server gives a CronJob that does not say.
+var defaultHistory = History{Succeeded: 3, Failed: 1}
 
 // ErrTemplate means that an object cannot serve as a template. The remedy is in the text.
 var ErrTemplate = errors.New("unusable template")
@@ -29,7 +37,17 @@ func FromCronJob(c *batchv1.CronJob, strip func(map[string]string) map[string]st
 	if c.Spec.Suspend == nil || !*c.Spec.Suspend {
 		return nil, fmt.Errorf("%w: spec.suspend is not true, so the CronJob would also start Jobs by its schedule, without a message; set spec.suspend: true", ErrTemplate)
 	}
-	return newTemplate(RefOf("CronJob", c), c.Spec.JobTemplate.Labels, strip(c.Spec.JobTemplate.Annotations), *c.Spec.JobTemplate.Spec.DeepCopy())
+	t, err := newTemplate(RefOf("CronJob", c), c.Spec.JobTemplate.Labels, strip(c.Spec.JobTemplate.Annotations), *c.Spec.JobTemplate.Spec.DeepCopy())
+	if err != nil {
+		return nil, err
+	}
+	if limit := c.Spec.SuccessfulJobsHistoryLimit; limit != nil {
+		t.history.Succeeded = int(*limit)
+	}
+	if limit := c.Spec.FailedJobsHistoryLimit; limit != nil {
+		t.history.Failed = int(*limit)
+	}
+	return t, nil
 }
 
 // FromJob makes a template of a suspended Job.
@@ -65,7 +83,7 @@ func dropGenerated(labels map[string]string) {
 var toolAnnotations = []string{corev1.LastAppliedConfigAnnotation, "argocd.argoproj.io/tracking-id"}
 
 func newTemplate(ref Ref, labels, annotations map[string]string, spec batchv1.JobSpec) (*Template, error) {
-	t := &Template{ref: ref, ttl: spec.TTLSecondsAfterFinished}
+	t := &Template{ref: ref, ttl: spec.TTLSecondsAfterFinished, history: defaultHistory}
 	// A Job that removed itself before its message is settled would take the record of its run with it.
 	spec.TTLSecondsAfterFinished = nil
 	for _, containers := range [][]corev1.Container{spec.Template.Spec.InitContainers, spec.Template.Spec.Containers} {
@@ -104,6 +122,14 @@ func (t *Template) TTL() (ttl time.Duration, ok bool) {
 		return 0, false
 	}
 	return time.Duration(*t.ttl) * time.Second, true
+}
+
+// History is how many of its finished Jobs the template wants kept, where it has no TTL.
+func (t *Template) History() History { return t.history }
+
+// Made reports whether a Job was made from this template.
+func (t *Template) Made(job *batchv1.Job) bool {
+	return job.Namespace == t.ref.Namespace && job.Annotations[AnnotationTemplate] == t.ref.annotation()
 }
 
 // Task is what a Job is made for.

@@ -3,6 +3,8 @@ package jobs
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strconv"
 	"sync"
 
 	batchv1 "k8s.io/api/batch/v1"
@@ -94,6 +96,14 @@ func (t *Tracker) OfMessage(source, messageID string) []*batchv1.Job {
 // OfSource is all known Jobs of a source, in no order.
 func (t *Tracker) OfSource(source string) []*batchv1.Job { return t.byIndex(bySource, source) }
 
+// Knows reports whether the Job of an identity is known.
+func (t *Tracker) Knows(id Identity) bool {
+	attempt := strconv.Itoa(id.Attempt)
+	return slices.ContainsFunc(t.OfMessage(id.Source, id.MessageID), func(job *batchv1.Job) bool {
+		return job.Annotations[AnnotationAttempt] == attempt
+	})
+}
+
 // Current is what is known of a Job by now; nil where it is gone.
 func (t *Tracker) Current(job *batchv1.Job) *batchv1.Job {
 	obj, exists, err := t.informer.GetIndexer().Get(job)
@@ -183,7 +193,7 @@ func trim(obj any) (any, error) {
 			Annotations: only(job.Annotations, AnnotationSource, AnnotationMessageID, AnnotationAttempt,
 				AnnotationTemplate, AnnotationEnded),
 		},
-		Spec:   batchv1.JobSpec{Suspend: job.Spec.Suspend},
+		Spec:   batchv1.JobSpec{Suspend: job.Spec.Suspend, TTLSecondsAfterFinished: job.Spec.TTLSecondsAfterFinished},
 		Status: job.Status,
 	}
 	kept.Status.UncountedTerminatedPods = nil

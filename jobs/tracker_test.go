@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/utils/ptr"
 )
 
 // follower remembers what it is told.
@@ -113,6 +114,7 @@ func TestTrim(t *testing.T) {
 	job.Annotations[AnnotationEnded] = "StartTimeout"
 	job.Status.Conditions = []batchv1.JobCondition{{Type: batchv1.JobFailed, Status: corev1.ConditionTrue, Reason: "DeadlineExceeded"}}
 	job.Status.UncountedTerminatedPods = &batchv1.UncountedTerminatedPods{}
+	job.Spec.TTLSecondsAfterFinished = ptr.To[int32](60)
 	obj, err := trim(job)
 	if err != nil {
 		t.Fatal(err)
@@ -123,6 +125,9 @@ func TestTrim(t *testing.T) {
 	}
 	if diff := cmp.Diff(StatusOf(job), StatusOf(got)); diff != "" {
 		t.Errorf("status (-want +got):\n%s", diff)
+	}
+	if ttl := got.Spec.TTLSecondsAfterFinished; ttl == nil || *ttl != 60 {
+		t.Errorf("TTL %v, want 60", ttl)
 	}
 	if got.UID != "u" || got.ResourceVersion != "7" || got.Labels[LabelSettled] != "completed" || got.Namespace != "ns" {
 		t.Errorf("metadata %+v", got.ObjectMeta)

@@ -232,8 +232,11 @@ func (t *Template) SetBacklog(messages, leased int64) {
 
 // Failed counts a Job that failed, by the reason of its Failed condition.
 func (t *Template) Failed(reason string) {
-	t.m.failures.WithLabelValues(t.labels[labelNamespace], t.labels[labelTemplate], known(reason, reasons)).Inc()
+	t.m.failures.WithLabelValues(t.labels[labelNamespace], t.labels[labelTemplate], FailureReason(reason)).Inc()
 }
+
+// FailureReason is the word by which a failed Job is counted: one of a few, whatever the reason of its Failed condition.
+func FailureReason(reason string) string { return known(reason, reasons) }
 
 // Error counts an error at the stage. A class that is not among the known ones counts as other.
 func (t *Template) Error(stage Stage, class string) {

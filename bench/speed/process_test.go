@@ -56,6 +56,15 @@ func (a *arena) lighterman(namespace string) *process {
 		"--metrics-addr", "127.0.0.1:0"))
 }
 
+// kill ends the child as a crash would.
+func (p *process) kill() {
+	p.b.Helper()
+	if err := p.cmd.Process.Kill(); err != nil {
+		p.b.Fatal(err)
+	}
+	<-p.done
+}
+
 func (p *process) tail() []byte {
 	text, err := os.ReadFile(p.log)
 	if err != nil {

@@ -40,6 +40,13 @@ value and remedy, its messages stay where they are, and it goes on by itself onc
 const referenceTail = `
 ¹ This version accepts less; see the last column.
 
+## How long finished Jobs stay
+
+A Job stays at least until its message is settled, and after that for a *window* of ` + "`lease-duration`" + ` and about two minutes, in which its existence is what
+keeps the message from running twice. Beyond the window, a ` + "`ttlSecondsAfterFinished`" + ` in the Job template decides where it is set. Where it is not, the newest finished
+Jobs of each source stay: as many as the CronJob's ` + "`successfulJobsHistoryLimit`" + ` and ` + "`failedJobsHistoryLimit`" + ` say, which are 3 and 1 by default, and always for a
+template that is a Job. They stay for up to a week after nobody dispatches the template any more.
+
 ## Several sources
 
 An object can name several sources. Each further one has a name of your choice before the prefix, on all its keys:
