@@ -82,8 +82,14 @@ func startHTTPProxy(ctx context.Context, upstream *url.URL, serve, dial *tls.Con
 			}
 			return nil
 		},
-		// Where the server does not answer, the client must see no answer either.
-		ErrorHandler: func(_ http.ResponseWriter, r *http.Request, _ error) { drop(r) },
+		// Where the server does not answer, the client must see no answer either. A client that gave a request up has not broken its
+		// connection, which others use.
+		ErrorHandler: func(_ http.ResponseWriter, r *http.Request, _ error) {
+			if r.Context().Err() != nil {
+				panic(http.ErrAbortHandler)
+			}
+			drop(r)
+		},
 	}
 	p.server = &http.Server{
 		Handler:           http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { p.handle(w, r, reverse) }),
