@@ -337,3 +337,20 @@ func TestLimitsEditedLive(t *testing.T) {
 		}
 	})
 }
+
+// TestShutdownWhileAJobCannotBeEnded: what is tried again when the time to start is up must not be tried for ever.
+func TestShutdownWhileAJobCannotBeEnded(t *testing.T) {
+	world(t, func(t *testing.T, h *harness) {
+		q := h.dispatch("resize", "start-timeout", "2m")
+		p := h.start()
+		q.Send("x")
+		h.awaitJobs(1)
+		h.api.inject(&apiFault{verbs: "patch", resource: "jobs", answer: internal})
+		h.eventually(3*time.Minute, "the Job is to be ended", func() bool { return h.api.count("patch", "jobs") > 0 })
+		start := time.Now()
+		p.stop()
+		if took := time.Since(start); took > 10*time.Second {
+			t.Errorf("stopping took %v", took)
+		}
+	})
+}

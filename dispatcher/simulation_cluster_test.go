@@ -1,0 +1,265 @@
+package dispatcher
+
+import (
+	"strconv"
+	"time"
+
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+)
+
+// The actors beside the dispatchers: the Job controller, the TTL controller, and the person.
+const (
+	controller = "controller"
+	ttl        = "ttl"
+	person     = "person"
+)
+
+// jobFate is what becomes of a Job.
+type jobFate struct {
+	ready, done time.Duration // after its creation
+	reason      string        // why it fails; empty: it succeeds
+	stuck       bool          // its pods never start
+}
+
+func (w *simulation) fateOf(m *simMessage, attempt int) jobFate {
+	d := w.of("job", m.name, strconv.Itoa(attempt))
+	f := jobFate{ready: d.between(0, 1500*time.Millisecond)}
+	f.done = f.ready + d.between(200*time.Millisecond, pick(&d, 2*time.Second, 5*time.Second, 15*time.Second))
+	if d.percent(5) {
+		f.done += m.queue.lease // it outlives a lease
+	}
+	if attempt <= m.plan.failures {
+		f.reason = pick(&d, "BackoffLimitExceeded", "DeadlineExceeded", "PodFailurePolicy")
+	}
+	f.stuck = m.queue.start > 0 && d.percent(6)
+	return f
+}
+
+// control is the Job controller: it takes a new Job to its end. A person may meddle. The caller holds the mutex.
+func (w *simulation) control(j *simJob) {
+	f := w.fateOf(j.message, j.attempt)
+	if !f.stuck {
+		w.after(f.ready, func() {
+			w.editJob(j, controller, "ready", object{"status": object{"active": 1, "ready": 1}})
+		})
+		w.after(f.done, func() { w.finish(j, f.reason) })
+	}
+	d := w.of("meddle", j.title, strconv.Itoa(j.message.attempts[j.attempt].created))
+	if d.percent(w.meddling) {
+		w.after(d.between(0, 2*f.done), func() { w.meddle(j) })
+	}
+}
+
+// finish ends a Job: well, where there is no reason why not.
+func (w *simulation) finish(j *simJob, reason string) {
+	w.mu.Lock()
+	finished := j.finished || j.deleted
+	w.mu.Unlock()
+	if finished {
+		return
+	}
+	condition := object{
+		"type": string(batchv1.JobComplete), "status": string(corev1.ConditionTrue), "reason": "CompletionsReached",
+		"lastTransitionTime": time.Now().Add(w.skew).UTC().Format(time.RFC3339),
+	}
+	if reason != "" {
+		condition["type"], condition["reason"] = string(batchv1.JobFailed), reason
+	}
+	w.editJob(j, controller, "finish", object{"status": object{"active": 0, "ready": 0, "conditions": []any{condition}}})
+}
+
+// editJob changes a Job's object. What that means is noted in the same moment.
+func (w *simulation) editJob(j *simJob, actor, op string, patch object) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if j.deleted || j.finished {
+		return
+	}
+	said := ""
+	if op == "finish" {
+		j.finished, j.finishedAt = true, time.Now()
+		status, _ := patch["status"].(object)
+		condition, _ := status["conditions"].([]any)[0].(object)
+		said = text(condition, "type") + " " + text(condition, "reason")
+		if m := j.message; text(condition, "type") == string(batchv1.JobComplete) {
+			m.succeeded = true
+		} else {
+			m.attempts[j.attempt].failed = true
+			m.failures++
+		}
+	}
+	key := objectKey{"jobs", namespace, j.name}
+	w.api.mu.Lock()
+	old := w.api.objects[key]
+	w.api.store(key, old, merged(old, patch))
+	w.api.mu.Unlock()
+	w.note(actor, op, j.title, said)
+}
+
+// jobObject is a Job as the API server has it. The caller holds the mutex.
+func (w *simulation) jobObject(j *simJob) object {
+	w.api.mu.Lock()
+	defer w.api.mu.Unlock()
+	return w.api.objects[objectKey{"jobs", namespace, j.name}]
+}
+
+// deleteJob removes a Job's object. The caller holds the mutex.
+func (w *simulation) deleteJob(j *simJob, actor string) {
+	key := objectKey{"jobs", namespace, j.name}
+	w.api.mu.Lock()
+	w.api.store(key, w.api.objects[key], nil)
+	w.api.mu.Unlock()
+	w.note(actor, "delete", j.title, "")
+	w.jobDeleted(actor, j)
+}
+
+// meddle deletes a Job by hand.
+func (w *simulation) meddle(j *simJob) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if j.deleted || w.healed {
+		return
+	}
+	m := j.message
+	m.meddled = true
+	if !j.finished {
+		m.failures++
+		m.attempts[j.attempt].failed = true
+	}
+	w.deleteJob(j, person)
+}
+
+// due is when the TTL controller may delete a Job: it goes by the API server's clock, whose times have no fractions of a second.
+func (w *simulation) due(j *simJob, seconds float64) time.Time {
+	return j.finishedAt.Add(w.skew).Truncate(time.Second).Add(time.Duration(seconds) * time.Second).Add(-w.skew)
+}
+
+// collect is the TTL controller. The caller holds the mutex.
+func (w *simulation) collect(j *simJob, seconds float64) {
+	d := w.of("ttl", j.title)
+	w.after(time.Until(w.due(j, seconds))+d.between(0, 3*time.Second), func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if j.deleted {
+			return
+		}
+		spec, _ := w.jobObject(j)["spec"].(object)
+		if now, ok := spec["ttlSecondsAfterFinished"].(float64); ok && !time.Now().Before(w.due(j, now)) {
+			w.deleteJob(j, ttl)
+		}
+	})
+}
+
+// mistake has the person do something to a template, or mend it.
+func (w *simulation) mistake(m mistake, begin bool) {
+	q := w.queues[m.template]
+	w.mu.Lock()
+	healed := w.healed
+	w.mu.Unlock()
+	switch {
+	case healed:
+	case begin:
+		w.spoil(q, m.what)
+	default:
+		w.mend(q, m.what)
+	}
+}
+
+func (w *simulation) spoil(q *simQueue, what string) {
+	w.mu.Lock()
+	q.broken[what]++
+	again := q.broken[what] > 1
+	q.refused = 0
+	switch what {
+	case "lease":
+		q.leastLease = min(q.leastLease, 20*time.Second)
+	case "limit":
+		q.mostInFlight = max(q.mostInFlight, 12)
+	}
+	w.note(person, "spoil", q.name, what)
+	w.mu.Unlock()
+	if again {
+		return
+	}
+	switch what {
+	case "secret":
+		w.secret("bad")
+	case "invalid":
+		w.client.annotate(q.name, "max-attempts", "none")
+	case "paused":
+		w.client.annotate(q.name, "paused", "true")
+	case "lease":
+		w.client.annotate(q.name, "lease-duration", "20s")
+	case "limit":
+		w.client.annotate(q.name, "max-in-flight", "12")
+	}
+}
+
+func (w *simulation) mend(q *simQueue, what string) {
+	w.mu.Lock()
+	if q.broken[what] == 0 {
+		w.mu.Unlock()
+		return
+	}
+	if q.broken[what]--; w.healed {
+		q.broken[what] = 0
+	}
+	still := q.broken[what] > 0
+	w.note(person, "mend", q.name, what)
+	w.mu.Unlock()
+	if still {
+		return
+	}
+	switch what {
+	case "secret":
+		w.secret("good")
+	case "invalid":
+		w.client.annotate(q.name, "max-attempts", strconv.Itoa(q.maxAttempts))
+	case "paused":
+		w.client.annotate(q.name, "paused", "")
+	case "lease":
+		w.client.annotate(q.name, "lease-duration", q.lease.String())
+	case "limit":
+		w.client.annotate(q.name, "max-in-flight", strconv.Itoa(q.maxInFlight))
+	}
+}
+
+// secret gives the Secret that all templates use another connection string; the bad one is none.
+func (w *simulation) secret(connection string) {
+	key := objectKey{"secrets", namespace, "queue"}
+	w.api.mu.Lock()
+	defer w.api.mu.Unlock()
+	old := w.api.objects[key]
+	if connection == "bad" {
+		w.hidden = old
+		if old != nil {
+			w.api.store(key, old, nil)
+		}
+		return
+	}
+	if old == nil {
+		w.api.store(key, nil, w.hidden)
+	}
+}
+
+// stall makes the caches of a process grow stale, or ends that.
+func (w *simulation) stall(s stall, begin bool) {
+	w.mu.Lock()
+	p := w.processes[s.process]
+	skip := w.healed || p.resume != nil
+	if !skip {
+		w.note(p.actor, "watches", "", map[bool]string{true: "held back", false: "let go"}[begin])
+	}
+	w.mu.Unlock()
+	if skip {
+		return
+	}
+	p.gate.set(func(g *gateState) {
+		g.held = begin
+		if !begin && s.broken {
+			g.breaks++
+			g.expired = s.expired
+		}
+	})
+}

@@ -1,0 +1,295 @@
+package dispatcher
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/lighterman-dev/lighterman/jobs"
+	"github.com/lighterman-dev/lighterman/lease"
+)
+
+// The oracle knows what must hold, and looks whenever something takes effect. The numbers are those of the invariants in the design; 9 is the
+// payload, and a message that never ends counts under 1.
+
+// simMessage is what became of a message so far.
+type simMessage struct {
+	plan   *messagePlan
+	queue  *simQueue
+	id     string
+	name   string // in the trace
+	sentAt time.Time
+
+	attempts  map[int]*simAttempt
+	failures  int  // Jobs that failed, or that a person deleted while they ran
+	succeeded bool // a Job of it has the condition Complete
+	meddled   bool // a person deleted a Job of it, and with it the record
+	ended     string
+	endedAt   time.Time
+}
+
+// simAttempt is one attempt on a message.
+type simAttempt struct {
+	created int // Job objects
+	failed  bool
+}
+
+// simJob is a Job object.
+type simJob struct {
+	name, title string
+	message     *simMessage
+	attempt     int
+	createdAt   time.Time
+	finished    bool
+	finishedAt  time.Time // by everybody's clock
+	ending      bool      // the dispatcher asked for its end
+	marked      bool
+	deleted     bool
+}
+
+// violation is what must not be.
+type violation struct {
+	invariant int
+	text      string
+	about     *simMessage // nil: no single message
+}
+
+// violate notes a violation. The caller holds the mutex.
+func (w *simulation) violate(invariant int, about *simMessage, format string, args ...any) {
+	v := violation{invariant, fmt.Sprintf(format, args...), about}
+	if about != nil {
+		v.text = about.name + ": " + v.text
+	}
+	w.note("oracle", "VIOLATION", "", v.text)
+	w.violations = append(w.violations, v)
+}
+
+// checkLaunch is asked before a process requests a Job: it must hold the message by a lease that is trusted. The caller holds the mutex, as
+// everywhere below.
+func (w *simulation) checkLaunch(p *simProcess, r *apiRequest) {
+	m, attempt := w.messageOf(r.body)
+	if m == nil {
+		return // it will be told where it is created
+	}
+	for _, s := range slices.Backward(p.sources) {
+		if h := s.held[m.id]; s.q == m.queue && h != nil && h.trusted() {
+			h.launched = true
+			return
+		}
+	}
+	w.violate(5, m, "%s asks for the Job of attempt %d without a lease that is trusted", p.actor, attempt)
+}
+
+// checkTrusted is asked before a process settles a message.
+func (w *simulation) checkTrusted(s *simSource, op string, l *lease.Lease) {
+	h := &holding{lease: l}
+	if held := s.held[l.ID]; held != nil && held.lease == l {
+		h = held
+	}
+	if !h.trusted() {
+		w.violate(5, s.q.messages[l.ID], "%s sends %s %v after the lease's deadline", s.p.actor, op, time.Since(l.Deadline()))
+	}
+}
+
+// checkRoom is asked before a process receives.
+func (w *simulation) checkRoom(s *simSource, limit int) {
+	held := 0
+	var waiting []*holding
+	for id, h := range s.held {
+		m := s.q.messages[id]
+		if m.ended != "" || h.spent || !h.trusted() {
+			continue
+		}
+		held++
+		if h.waits() && !m.plan.bad && len(m.attempts) == 0 {
+			waiting = append(waiting, h)
+		}
+	}
+	if held+limit > s.q.mostInFlight {
+		w.violate(6, nil, "%s asks %s for %d messages and holds %d, with max-in-flight %d", s.p.actor, s.q.name, limit, held, s.q.mostInFlight)
+	}
+	most := int(math.Ceil(float64(s.q.rate)))
+	if most == 0 || len(waiting)+limit <= most {
+		return
+	}
+	w.after(time.Nanosecond, func() { // those whose launch begins in this very moment do not wait
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		waiting = slices.DeleteFunc(waiting, func(h *holding) bool { return !h.waits() })
+		if len(waiting)+limit > most {
+			w.violate(6, nil, "%s asks %s for %d messages while %d wait to be launched, with jobs-per-second %d",
+				s.p.actor, s.q.name, limit, len(waiting), s.q.rate)
+		}
+	})
+}
+
+// checkRefused is asked when the quota refuses a Job: where it lasts, hardly any may be asked for.
+func (w *simulation) checkRefused(q *simQueue) {
+	if most := 4*q.mostInFlight + 40; q.refused > most {
+		w.violate(7, nil, "more than %d Jobs of %s were asked for while the quota refuses them", most, q.name)
+		w.frozen = true
+	}
+}
+
+// overrun ends a simulation in which requests grow without bound.
+func (w *simulation) overrun() bool {
+	n := 0
+	for _, q := range w.queues {
+		n += len(q.messages)
+	}
+	if most := 3000 + 200*n + int(100*time.Since(w.begun)/time.Second); w.calls > most && !w.frozen {
+		w.violate(8, nil, "%d requests in %v for %d messages", w.calls, time.Since(w.begun), n)
+		w.frozen = true
+	}
+	return w.frozen
+}
+
+// messageOf finds the message that a Job is for, by its annotations.
+func (w *simulation) messageOf(job object) (m *simMessage, attempt int) {
+	attempt, _ = strconv.Atoi(text(job, "metadata", "annotations", jobs.AnnotationAttempt))
+	for _, q := range w.queues {
+		if q.memory.Identity() == text(job, "metadata", "annotations", jobs.AnnotationSource) {
+			return q.messages[text(job, "metadata", "annotations", jobs.AnnotationMessageID)], attempt
+		}
+	}
+	return nil, attempt
+}
+
+// jobWritten looks at what a process did to a Job.
+func (w *simulation) jobWritten(actor string, r *apiRequest, before object) {
+	switch r.verb {
+	case "create":
+		w.jobCreated(actor, r.body)
+	case "delete":
+		w.jobDeleted(actor, w.jobs[r.name])
+	case "patch", "update":
+		w.jobChanged(w.jobs[r.name], before)
+	}
+}
+
+func (w *simulation) jobCreated(actor string, body object) {
+	m, attempt := w.messageOf(body)
+	name := text(body, "metadata", "name")
+	w.created++
+	if m == nil {
+		w.violate(2, nil, "%s created Job %s, which is for no message", actor, name)
+		return
+	}
+	j := &simJob{name: name, title: m.name + "#" + strconv.Itoa(attempt), message: m, attempt: attempt, createdAt: time.Now()}
+	w.jobs[name] = j
+	if want := (jobs.Identity{Source: m.queue.memory.Identity(), MessageID: m.id, Attempt: attempt}).Name(); name != want {
+		w.violate(2, m, "the Job of attempt %d is named %s, want %s", attempt, name, want)
+	}
+	if got, want := payloadOf(body), strings.ReplaceAll(m.plan.body, "$", "$$"); got != want || m.plan.bad {
+		w.violate(9, m, "the Job of attempt %d has the payload %q, want %q", attempt, got, want)
+	}
+	a := m.attempts[attempt]
+	if a == nil {
+		a = &simAttempt{}
+		m.attempts[attempt] = a
+	}
+	a.created++
+	before := m.attempts[attempt-1]
+	switch {
+	case m.meddled: // what a person deletes may be done again
+	case a.created > 1:
+		w.violate(2, m, "%s created a second Job of attempt %d", actor, attempt)
+	case m.succeeded || m.ended != "":
+		w.violate(3, m, "%s created the Job of attempt %d after the message was done (succeeded: %v, ended: %q)", actor, attempt, m.succeeded, m.ended)
+	case attempt > 1 && (before == nil || !before.failed):
+		w.violate(3, m, "%s created the Job of attempt %d before that of attempt %d failed", actor, attempt, attempt-1)
+	}
+	w.control(j)
+}
+
+func payloadOf(job object) string {
+	for _, name := range []string{"spec", "template", "spec"} {
+		job, _ = job[name].(object)
+	}
+	containers, _ := job["containers"].([]any)
+	if len(containers) == 0 {
+		return ""
+	}
+	container, _ := containers[0].(object)
+	env, _ := container["env"].([]any)
+	if len(env) == 0 {
+		return ""
+	}
+	first, _ := env[0].(object)
+	if text(first, "name") != jobs.EnvPayload {
+		return ""
+	}
+	return text(first, "value")
+}
+
+// jobChanged looks at a Job that a process has patched.
+func (w *simulation) jobChanged(j *simJob, before object) {
+	now := w.jobObject(j)
+	spec, _ := now["spec"].(object)
+	if _, ok := spec["activeDeadlineSeconds"]; ok && !j.ending {
+		j.ending = true
+		w.after(time.Second, func() { w.finish(j, "DeadlineExceeded") })
+	}
+	ttl, ok := spec["ttlSecondsAfterFinished"].(float64)
+	settled := text(now, "metadata", "labels", jobs.LabelSettled)
+	m := j.message
+	if (ok || settled != "") && m.ended == "" {
+		w.violate(4, m, "the Job of attempt %d is marked as %q, with ttlSecondsAfterFinished %v, before its message is settled", j.attempt, settled, ttl)
+		return
+	}
+	if settled == "" || settled == text(before, "metadata", "labels", jobs.LabelSettled) {
+		return
+	}
+	j.marked = true
+	if left := w.due(j, ttl).Sub(m.endedAt); left < w.window(m.queue) {
+		w.violate(4, m, "the Job of attempt %d stays for %v after its message was settled, want %v at least", j.attempt, left, w.window(m.queue))
+	}
+	w.collect(j, ttl)
+}
+
+// window is for how long a Job must stay after its message was settled: until no request of a former leader can be under way.
+func (w *simulation) window(q *simQueue) time.Duration { return q.leastLease + w.timeout + w.lock }
+
+func (w *simulation) jobDeleted(actor string, j *simJob) {
+	if j == nil {
+		return
+	}
+	j.deleted = true
+	m := j.message
+	if left := time.Since(m.endedAt); actor != person && (m.ended == "" || left < w.window(m.queue)) {
+		w.violate(4, m, "%s deleted the Job of attempt %d, whose message ended %q %v ago; it must stay for %v", actor, j.attempt, m.ended, left, w.window(m.queue))
+	}
+}
+
+// completed is told that a message has left its queue as done.
+func (w *simulation) completed(m *simMessage) {
+	if !m.succeeded {
+		w.violate(1, m, "it was completed, and no Job of it has succeeded")
+	}
+	w.ended(m, "completed")
+}
+
+// poisoned is told that a message was moved aside.
+func (w *simulation) poisoned(m *simMessage, reason string) {
+	moved := m.queue.memory.Poisoned()
+	switch last := moved[len(moved)-1]; {
+	case string(last.Message.Body) != m.plan.body:
+		w.violate(9, m, "it was poisoned with the body %q, want %q", last.Message.Body, m.plan.body)
+	case m.succeeded:
+		w.violate(1, m, "it was poisoned after a Job of it succeeded")
+	case !m.plan.bad && m.failures < m.queue.maxAttempts:
+		w.violate(7, m, "it was poisoned after %d failures, with max-attempts %d: %s", m.failures, m.queue.maxAttempts, reason)
+	}
+	w.ended(m, "poisoned")
+}
+
+func (w *simulation) ended(m *simMessage, how string) {
+	if m.ended != "" {
+		w.violate(1, m, "it was %s after it had been %s", how, m.ended)
+	}
+	m.ended, m.endedAt = how, time.Now()
+	w.checkCalm(m)
+}

@@ -1,0 +1,186 @@
+package dispatcher
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestSimulation runs seeds of the simulation: the real dispatcher, two or three processes of it, between queues and an API server in memory,
+// in virtual time, while all goes wrong that can.
+//
+// HEAD
+func TestSimulation(t *testing.T) {
+	seeds, err := seedsToRun(os.Getenv("LIGHTERMAN_SIMULATE"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var trace io.Writer
+	if name := os.Getenv("LIGHTERMAN_SIMULATE_TRACE"); name != "" {
+		f, err := os.Create(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		trace = f
+	}
+	ran, violations := 0, 0
+	for _, seed := range seeds {
+		w := simulate(t, seed)
+		ran++
+		violations += len(w.violations)
+		w.report(os.Stdout, seed)
+		if trace != nil {
+			w.printAll(trace, seed)
+		}
+		if len(w.violations) > 0 && os.Getenv("LIGHTERMAN_SIMULATE_FIRST") == "1" {
+			break
+		}
+	}
+	fmt.Printf("simulated %d seeds, %d violations\n", ran, violations)
+	if violations > 0 {
+		t.Errorf("%d violations", violations)
+	}
+}
+
+// fewSeeds is how many seeds a plain go test runs, beside those that found something once.
+const fewSeeds = 30
+
+// keptSeeds are those that found something once, one a line, with a comment.
+const keptSeeds = "testdata/simulation/seeds"
+
+// seedsToRun reads which seeds to run: "from:count", or a list with commas; by default a few, and those that are kept.
+func seedsToRun(asked string) (seeds []uint64, err error) {
+	if asked == "" {
+		for seed := range uint64(fewSeeds) {
+			seeds = append(seeds, seed+1)
+		}
+		kept, err := readSeeds()
+		return append(seeds, kept...), err
+	}
+	if from, count, ok := strings.Cut(asked, ":"); ok {
+		first, err := strconv.ParseUint(from, 10, 64)
+		if err != nil {
+			return nil, err
+		}
+		n, err := strconv.ParseUint(count, 10, 32)
+		for i := range n {
+			seeds = append(seeds, first+i)
+		}
+		return seeds, err
+	}
+	for s := range strings.SplitSeq(asked, ",") {
+		seed, err := strconv.ParseUint(s, 10, 64)
+		if err != nil {
+			return nil, err
+		}
+		seeds = append(seeds, seed)
+	}
+	return seeds, nil
+}
+
+func readSeeds() (seeds []uint64, err error) {
+	f, err := os.Open(keptSeeds)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		text, _, _ := strings.Cut(lines.Text(), "#")
+		if text = strings.TrimSpace(text); text == "" {
+			continue
+		}
+		seed, err := strconv.ParseUint(text, 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", keptSeeds, err)
+		}
+		seeds = append(seeds, seed)
+	}
+	return seeds, lines.Err()
+}
+
+// line is one line of the trace.
+type line struct {
+	at                        time.Duration
+	actor, op, object, result string
+}
+
+func (l line) String() string {
+	return fmt.Sprintf("%10.3fs  %-12s %-14s %-18s %s", l.at.Seconds(), l.actor, l.op, l.object, l.result)
+}
+
+// note adds to the trace. The caller holds the mutex.
+func (w *simulation) note(actor, op, object, result string) {
+	w.lines = append(w.lines, line{time.Since(w.begun), actor, op, object, result})
+}
+
+// What is printed of a trace at most: of the message in question, and of all that went on in the end.
+const (
+	mostOfMessage = 120
+	mostOfEnd     = 60
+)
+
+// report writes the violations.
+func (w *simulation) report(out io.Writer, seed uint64) {
+	for _, v := range w.violations {
+		fmt.Fprintf(out, "violation seed=%d invariant=%d: %s\n", seed, v.invariant, v.text)
+		w.print(out, v)
+	}
+}
+
+// print writes what led to a violation: the world's kind, the history of the message in question, and what went on in the end.
+func (w *simulation) print(out io.Writer, v violation) {
+	fmt.Fprintf(out, "  %s: %d processes, %d shards, fence %v, lock %v, timeout %v, clock skew %v, %d slots, healed after %v\n",
+		w.style, w.replicas, w.shards, w.fenced, w.lock, w.timeout, w.skew, w.plan.slots, w.length)
+	for _, t := range w.templates {
+		fmt.Fprintf(out, "  %s: %s, %d messages\n", t.name, strings.Join(t.annotations(), " "), len(t.sends))
+	}
+	for _, s := range w.storms {
+		fmt.Fprintf(out, "  %+v\n", s)
+	}
+	until := 0
+	for i, l := range w.lines {
+		if l.op == "VIOLATION" && strings.HasSuffix(l.result, v.text) {
+			until = i + 1
+			break
+		}
+	}
+	before := w.lines[:until]
+	if v.about != nil {
+		var own []line
+		for _, l := range before {
+			if l.object == v.about.name || strings.HasPrefix(l.object, v.about.name+"#") || l.op == "crash" || l.op == "pause" || l.op == "resume" ||
+				l.op == "usurped" || l.op == "stop" || l.op == "start" || l.op == "spoil" || l.op == "mend" || l.op == "watches" {
+				own = append(own, l)
+			}
+		}
+		fmt.Fprintf(out, "  the history of %s:\n", v.about.name)
+		printLines(out, own, mostOfMessage)
+	}
+	fmt.Fprintln(out, "  the last that happened:")
+	printLines(out, before, mostOfEnd)
+}
+
+func printLines(out io.Writer, lines []line, most int) {
+	if len(lines) > most {
+		fmt.Fprintf(out, "  (%d lines before)\n", len(lines)-most)
+		lines = lines[len(lines)-most:]
+	}
+	for _, l := range lines {
+		fmt.Fprintf(out, "  %v\n", l)
+	}
+}
+
+// printAll writes all of the trace.
+func (w *simulation) printAll(out io.Writer, seed uint64) {
+	fmt.Fprintf(out, "seed %d\n", seed)
+	for _, l := range w.lines {
+		fmt.Fprintln(out, l)
+	}
+}
