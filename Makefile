@@ -10,10 +10,11 @@ CLUSTER ?= local
 SOURCE ?= redis
 # VERSION goes into the binary; without it, the Go tool records the commit.
 VERSION ?=
-# N is how many fresh seeds the simulation runs, SEED one to replay instead.
+# N is how many fresh seeds the simulation runs.
 N ?= 1000
+# SEED is one to replay instead, or that of chaos; without it chaos takes another one each time, and prints it.
 SEED ?=
-# ARGS are handed on to the demo, the simulation or the benchmarks.
+# ARGS are handed on to the demo, the simulation, chaos or the benchmarks.
 ARGS ?=
 
 TOOL  := go tool -modfile=$(CURDIR)/.ci/tools/go.mod
@@ -63,6 +64,11 @@ mutations: ## Break each promise on purpose, one after another, and let the simu
 .PHONY: bench
 bench: deps ## Run the benchmarks.
 	cd bench && go test -run '^$$' -bench . -timeout 60m $(ARGS) ./...
+
+.PHONY: chaos
+chaos: deps ## Break everything while 4,000 messages are dispatched, and check that each was done once: about 7 minutes. SEED=n repeats a run's faults.
+	@echo "building chaos (once; later runs start at once)"
+	@cd bench && go build -o ../bin/chaos ./chaos && exec ../bin/chaos $(if $(SEED),-seed $(SEED)) $(ARGS)
 
 .PHONY: cluster-up
 cluster-up: ## Start a local cluster, and say where its kubeconfig is.
