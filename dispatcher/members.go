@@ -197,7 +197,7 @@ func (m *members) take(listed []coordinationv1.Lease, now time.Time) (gone []str
 	defer m.mu.Unlock()
 	before := m.seen
 	m.locks, m.seen = make(map[string]coordinationv1.Lease), make(map[string]sighting)
-	alive := []string{m.cfg.Identity}
+	alive, settledIn := []string{m.cfg.Identity}, []string(nil)
 	for _, l := range listed {
 		if l.Labels[labelMember] == "" {
 			m.locks[l.Name] = l
@@ -209,12 +209,20 @@ func (m *members) take(listed []coordinationv1.Lease, now time.Time) (gone []str
 		}
 		m.seen[l.Name] = s
 		switch silent := now.Sub(s.at); {
-		case l.Name == m.own:
-		case silent < m.cfg.LeaseDuration:
+		case silent < m.cfg.LeaseDuration || l.Name == m.own:
 			alive = append(alive, s.identity)
+			// Both times are by the member's own clock.
+			if since := ptr.Deref(l.Spec.AcquireTime, metav1.MicroTime{}).Time; s.renewed.Sub(since) >= m.cfg.LeaseDuration {
+				settledIn = append(settledIn, s.identity)
+			}
 		case silent > forgetAfter*m.cfg.LeaseDuration:
 			gone = append(gone, l.Name)
 		}
+	}
+	if len(settledIn) > 0 {
+		// Who has just come can take a dead process's lock only after watching it for LeaseDuration itself; those who have watched it all along can
+		// by then. So a process that is started in the place of one that crashed must not be given the shard before they had it.
+		alive = settledIn
 	}
 	holders := make([]string, m.cfg.Shards)
 	for shard := range holders {
