@@ -141,7 +141,9 @@ func (w *simulation) refuse(r *apiRequest) error {
 	return nil
 }
 
-func fenceOf(r *apiRequest) string { return text(r.body, "metadata", "annotations", jobs.AnnotationFence) }
+func fenceOf(r *apiRequest) string {
+	return text(r.body, "metadata", "annotations", jobs.AnnotationFence)
+}
 
 // title is what the trace calls an object: a Job by its message and attempt.
 func (w *simulation) title(name string) string {

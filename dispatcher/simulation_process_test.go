@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -271,8 +272,11 @@ func travel[T any](ctx context.Context, p *simProcess, op, object string, f fate
 	w.mu.Unlock()
 	switch {
 	case frozen:
-		<-ctx.Done()
-		return answer, ctx.Err()
+		select {
+		case <-ctx.Done():
+		case <-w.over:
+		}
+		return answer, cmp.Or(ctx.Err(), errCut)
 	case p.crashed():
 		return answer, errCut
 	case f == fate{} && !stuck:

@@ -37,6 +37,7 @@ type simulation struct {
 	created    int                // Jobs
 	calls      int                // requests of all kinds
 	frozen     bool               // nobody is answered any more
+	over       chan struct{}      // closed when everybody was told to stop
 	healed     bool               // nothing goes wrong any more
 	closed     bool               // the actors rest
 	hidden     object             // the Secret, while it is gone
@@ -88,7 +89,7 @@ func newSimulation(t *testing.T, p *plan) *simulation {
 	t.Helper()
 	w := &simulation{
 		plan: p, t: t, api: newAPIServer(), begun: time.Now(),
-		times: map[string]int{}, jobs: map[string]*simJob{}, steps: map[string]int{},
+		over: make(chan struct{}), times: map[string]int{}, jobs: map[string]*simJob{}, steps: map[string]int{},
 		processes: make([]*simProcess, p.replicas),
 	}
 	w.api.skew, w.api.fenced = p.skew, p.fenced
@@ -212,6 +213,7 @@ func (w *simulation) wind() {
 	for _, p := range w.all {
 		p.cancel()
 	}
+	close(w.over)
 	for _, p := range w.all {
 		<-p.done
 	}
