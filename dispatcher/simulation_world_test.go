@@ -2,7 +2,9 @@ package dispatcher
 
 import (
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -195,7 +197,7 @@ func (w *simulation) heal() {
 	w.note("world", "heal", "", "")
 	w.mu.Unlock()
 	for _, q := range w.queues {
-		for what := range q.broken {
+		for _, what := range slices.Sorted(maps.Keys(q.broken)) {
 			w.mend(q, what)
 		}
 	}
