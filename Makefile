@@ -10,7 +10,11 @@ CLUSTER ?= local
 SOURCE ?= redis
 # VERSION goes into the binary; without it, the Go tool records the commit.
 VERSION ?=
-# ARGS are handed on to the demo or the benchmarks.
+# N is how many fresh seeds the simulation runs.
+N ?= 1000
+# SEED is one to replay instead, or that of chaos; without it chaos takes another one each time, and prints it.
+SEED ?=
+# ARGS are handed on to the demo, the simulation, chaos or the benchmarks.
 ARGS ?=
 
 TOOL  := go tool -modfile=$(CURDIR)/.ci/tools/go.mod
@@ -49,9 +53,22 @@ conformance: deps ## Run the conformance suite on every source, with real server
 integration: deps ## Run the tests on a real cluster.
 	cd bench && go run ./cluster build && go test -p 1 -timeout 30m ./...
 
+.PHONY: simulate
+simulate: ## Run the deterministic simulation over N=1000 fresh seeds; SEED=123 replays one.
+	cd bench && go run ./simulate $(if $(SEED),-seed $(SEED),-n $(N)) $(ARGS)
+
+.PHONY: mutations
+mutations: ## Break each promise on purpose, one after another, and let the simulation find it.
+	cd bench && go test -count=1 -timeout 30m -run '^TestMutations$$' -v ./simulate
+
 .PHONY: bench
 bench: deps ## Run the benchmarks.
 	cd bench && go test -run '^$$' -bench . -timeout 60m $(ARGS) ./...
+
+.PHONY: chaos
+chaos: deps ## Break everything while 4,000 messages are dispatched, and check that each was done once: about 7 minutes. SEED=n repeats a run's faults.
+	@echo "building chaos (once; later runs start at once)"
+	@cd bench && go build -o ../bin/chaos ./chaos && exec ../bin/chaos $(if $(SEED),-seed $(SEED)) $(ARGS)
 
 .PHONY: cluster-up
 cluster-up: ## Start a local cluster, and say where its kubeconfig is.

@@ -243,7 +243,11 @@ func respond(req *http.Request, result any, err error) (*http.Response, error) {
 			return nil, err
 		}
 	}
-	return response(req, code, io.NopCloser(bytes.NewReader(body))), nil
+	answer := response(req, code, io.NopCloser(bytes.NewReader(body)))
+	if s, ok := result.(metav1.Status); ok && s.Details != nil && s.Details.RetryAfterSeconds > 0 {
+		answer.Header.Set("Retry-After", strconv.Itoa(int(s.Details.RetryAfterSeconds)))
+	}
+	return answer, nil
 }
 
 func response(req *http.Request, code int, body io.ReadCloser) *http.Response {

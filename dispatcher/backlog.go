@@ -26,7 +26,7 @@ func (l *lane) readBacklog(ctx context.Context) {
 			l.metrics.Error(metrics.StageBacklog, lease.Class(err))
 			l.log.Debug("reading the backlog failed", "err", err)
 		}
-		if !sleep(ctx, spread(l.tuning.BacklogInterval)) {
+		if !sleep(ctx, heed(spread(l.tuning.BacklogInterval), err)) {
 			return
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/lighterman-dev/lighterman/dispatcher/annotation"
+	"github.com/lighterman-dev/lighterman/lease"
 )
 
 // backoff is a delay that doubles with each failure in a row, from base to limit, and is spread by a fifth to either side so
@@ -50,6 +51,16 @@ func doubled(base, limit time.Duration, times int) time.Duration {
 
 func spread(d time.Duration) time.Duration {
 	return time.Duration(float64(d) * (0.8 + 0.4*rand.Float64())) //nolint:gosec // no secret depends on it
+}
+
+// longestAsked is the longest wait that a source is granted.
+const longestAsked = time.Minute
+
+// heed is how long to wait after an error: as planned, or as long as the source asks and a little more, so that those who were asked together do
+// not come back together.
+func heed(planned time.Duration, err error) time.Duration {
+	asked := min(lease.RetryAfter(err), longestAsked)
+	return max(planned, asked+time.Duration(float64(asked)/5*rand.Float64())) //nolint:gosec // no secret depends on it
 }
 
 // sleep waits for d, or less if ctx ends; it reports whether ctx is still alive.

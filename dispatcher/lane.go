@@ -48,6 +48,7 @@ type lane struct {
 	toMark   []mark // settled Jobs
 	marking  int    // marks under way or due for another try
 	starts   []start
+	stalled  string    // why Jobs do not start; empty while they do
 	blocked  error     // why the API server takes no Job of the template; nil when it does
 	refusals int       // Jobs in a row that were refused
 	created  int       // Jobs that were created or adopted so far
@@ -203,6 +204,7 @@ func (l *lane) run(ctx context.Context) {
 	working.Go(func() { l.probe(ctx) })
 	working.Go(func() { l.audit(ctx) })
 	working.Go(func() { l.keepHistory(ctx) })
+	working.Go(func() { l.watchStalled(ctx) })
 	reading.Go(func() { l.readBacklog(ctx) })
 
 	select {
@@ -326,10 +328,19 @@ func (l *lane) setPending(t *task, pending bool) {
 	t.pending = pending
 	if pending {
 		l.unready++
+		l.showPending()
 		return
 	}
 	l.unready--
+	l.showPending()
 	wake(l.wakeReceive)
+}
+
+// showPending is showInFlight for the tasks without a ready pod. The caller holds the mutex.
+func (l *lane) showPending() {
+	if !l.retired {
+		l.metrics.Pending.Set(float64(l.unready))
+	}
 }
 
 // giveBackQueued returns all tasks that wait to be launched, without counting an attempt. The caller holds the mutex.

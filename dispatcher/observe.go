@@ -48,7 +48,7 @@ func (l *lane) jobChanged(id jobs.Identity, job *batchv1.Job) {
 	// Where the task still waits to be launched, somebody launched the attempt meanwhile, or even a later one: a former leader
 	// whose request was under way.
 	if t.attempt != id.Attempt {
-		t.attempt, t.startable = id.Attempt, time.Time{}
+		t.attempt, t.startable, t.pendingSince = id.Attempt, time.Time{}, time.Time{}
 	}
 	if t.state != running {
 		l.move(t, running)
@@ -104,11 +104,14 @@ func (l *lane) progress(t *task, job *batchv1.Job, status jobs.Status) {
 	l.setPending(t, status.Phase == jobs.Pending)
 	switch {
 	case !t.pending:
-		t.started = t.attempt
+		t.started, t.pendingSince = t.attempt, time.Time{}
 	case status.Suspended:
 		// It waits to be admitted, by Kueue or by a person; its time begins then.
-		t.startable = time.Time{}
+		t.startable, t.pendingSince = time.Time{}, time.Time{}
 	default:
+		if t.pendingSince.IsZero() && t.started != t.attempt {
+			t.pendingSince = time.Now()
+		}
 		l.awaitStart(t)
 	}
 }

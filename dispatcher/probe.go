@@ -86,6 +86,8 @@ func (l *lane) setState() {
 		l.metrics.SetState(metrics.StateBlocked)
 	case l.settings.Load().spec.Paused:
 		l.metrics.SetState(metrics.StatePaused)
+	case l.isStalled():
+		l.metrics.SetState(metrics.StateStalled)
 	default:
 		l.metrics.SetState(metrics.StateRunning)
 	}

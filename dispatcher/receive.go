@@ -57,7 +57,7 @@ func (l *lane) receive(ctx context.Context) {
 			if errors.Is(err, lease.ErrUnauthorized) {
 				l.recheck() // the Secret may hold another connection string by now
 			}
-			sleep(ctx, failed.next())
+			sleep(ctx, heed(failed.next(), err))
 			continue
 		}
 		if failed.failures > 0 {
@@ -212,7 +212,7 @@ func (l *lane) lastJob(messageID string) *batchv1.Job {
 func (l *lane) enqueue(t *task) {
 	l.setPending(t, false)
 	l.move(t, queued)
-	t.failed, t.startable = false, time.Time{}
+	t.failed, t.startable, t.pendingSince = false, time.Time{}, time.Time{}
 	l.queue = append(l.queue, t)
 	wake(l.wakeLaunch)
 }

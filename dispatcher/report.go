@@ -43,6 +43,7 @@ const (
 	aboutLease    about = "lease"
 	aboutMark     about = "mark"
 	aboutAttempt  about = "attempt"
+	aboutStalled  about = "stalled"
 )
 
 // told is what was said last.

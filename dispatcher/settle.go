@@ -330,7 +330,7 @@ func (l *lane) retrySettling(c claim, err error) {
 	if c.failures == 0 {
 		l.report.problem(l.settings.Load().object, l.sourceProblem(err))
 	}
-	delay := spread(doubled(200*time.Millisecond, 15*time.Second, c.failures))
+	delay := heed(spread(doubled(200*time.Millisecond, 15*time.Second, c.failures)), err)
 	t.settlement.failures++
 	time.AfterFunc(delay, func() {
 		l.mu.Lock()

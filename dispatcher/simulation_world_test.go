@@ -80,6 +80,7 @@ func simulate(t *testing.T, seed uint64) (w *simulation) {
 		os.Exit(1)
 	})
 	defer watchdog.Stop()
+	seedRuntime(seed)
 	synctest.Test(t, func(t *testing.T) {
 		w = newSimulation(t, newPlan(seed))
 		w.run()

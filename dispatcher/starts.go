@@ -12,9 +12,10 @@ import (
 
 // start is a Job that should have a ready pod by some time.
 type start struct {
-	task    *task
-	attempt int
-	since   time.Time // when its pods could start
+	task      *task
+	namespace string
+	attempt   int
+	since     time.Time // when its pods could start
 }
 
 // reasonStartTimeout is the reason of a failed attempt whose pods did not start in time.
@@ -30,7 +31,7 @@ func (l *lane) awaitStart(t *task) {
 		// Most have started by now; do not keep them for as long as the timeout.
 		l.starts = slices.DeleteFunc(l.starts, func(s start) bool { return !s.awaited() })
 	}
-	l.starts = append(l.starts, start{task: t, attempt: t.attempt, since: t.startable})
+	l.starts = append(l.starts, start{task: t, namespace: t.namespace, attempt: t.attempt, since: t.startable})
 	if len(l.starts) == 1 {
 		wake(l.wakeStart)
 	}
@@ -95,9 +96,8 @@ func (l *lane) endUnstarted(ctx context.Context, s *start) bool {
 	ctx, cancel := context.WithTimeout(ctx, l.tuning.LaunchTimeout)
 	defer cancel()
 	current := l.settings.Load()
-	namespace := current.template.Ref().Namespace
 	name := jobs.Identity{Source: l.identity, MessageID: s.task.messageID, Attempt: s.attempt}.Name()
-	why, err := jobs.WhyNotStarted(ctx, l.pods, namespace, name)
+	_, why, err := jobs.WhyNotStarted(ctx, l.pods, s.namespace, name)
 	if err != nil {
 		why = "its pods cannot be read: " + err.Error()
 	}
@@ -107,7 +107,7 @@ func (l *lane) endUnstarted(ctx context.Context, s *start) bool {
 	if !awaited {
 		return true // it started while we looked
 	}
-	if err := l.launcher.End(ctx, namespace, name, reasonStartTimeout, why); err != nil {
+	if err := l.launcher.End(ctx, s.namespace, name, reasonStartTimeout, why); err != nil {
 		l.metrics.Error(metrics.StageTrack, jobs.Class(err))
 		l.log.Warn("ending a Job that did not start failed, and is tried again", "job", name, "err", err)
 		l.mu.Lock()

@@ -46,6 +46,8 @@ type task struct {
 	started int
 	// startable is when the pods of the Job could start; zero while nobody waits for that.
 	startable time.Time
+	// pendingSince is since when the pods of the Job could have started and have not; zero where they could not, or have.
+	pendingSince time.Time
 
 	receivedAt time.Time
 	launchedAt time.Time

@@ -71,41 +71,45 @@ func (l *Launcher) patch(ctx context.Context, namespace, name string, patch []by
 }
 
 // WhyNotStarted asks the Job's pods why they have not started: the scheduler's reason, or the containers'. It costs a list
-// request, and is for the few Jobs that need explaining. Empty where the pods do not say.
-func WhyNotStarted(ctx context.Context, client corev1client.PodsGetter, namespace, job string) (string, error) {
+// request, and is for the few Jobs that need explaining. Reason is one word, such as Unschedulable or ErrImagePull, and why is all that there is to
+// say; both are empty where the pods do not say.
+func WhyNotStarted(ctx context.Context, client corev1client.PodsGetter, namespace, job string) (reason, why string, err error) {
 	pods, err := client.Pods(namespace).List(ctx, metav1.ListOptions{
 		LabelSelector: batchv1.JobNameLabel + "=" + job,
 		Limit:         10,
 	})
 	if err != nil {
-		return "", fmt.Errorf("listing the pods of Job %s/%s: %w", namespace, job, err)
+		return "", "", fmt.Errorf("listing the pods of Job %s/%s: %w", namespace, job, err)
 	}
 	if len(pods.Items) == 0 {
-		return "it has no pods", nil
+		return ReasonNoPods, "it has no pods", nil
 	}
 	for i := range pods.Items {
-		if why := podWaits(&pods.Items[i]); why != "" {
-			return why, nil
+		if reason, why := podWaits(&pods.Items[i]); why != "" {
+			return reason, why, nil
 		}
 	}
-	return "", nil
+	return "", "", nil
 }
 
+// ReasonNoPods is why a Job has not started that has no pods.
+const ReasonNoPods = "NoPods"
+
 // podWaits says what a pod waits for.
-func podWaits(pod *corev1.Pod) string {
+func podWaits(pod *corev1.Pod) (reason, why string) {
 	for _, c := range pod.Status.Conditions {
 		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {
-			return join(c.Reason, c.Message)
+			return c.Reason, join(c.Reason, c.Message)
 		}
 	}
 	for _, statuses := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
 		for i := range statuses {
 			if w := statuses[i].State.Waiting; w != nil && w.Reason != "" && w.Reason != "PodInitializing" {
-				return "container " + statuses[i].Name + ": " + join(w.Reason, w.Message)
+				return w.Reason, "container " + statuses[i].Name + ": " + join(w.Reason, w.Message)
 			}
 		}
 	}
-	return ""
+	return "", ""
 }
 
 // truncated keeps a text short enough for an annotation among others.

@@ -212,25 +212,26 @@ func TestWhyNotStarted(t *testing.T) {
 		return []corev1.ContainerStatus{{Name: "c", State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason, Message: message}}}}
 	}
 	tests := map[string]struct {
-		pods []runtime.Object
-		want string
+		pods   []runtime.Object
+		want   string
+		reason string
 	}{
-		"no pods": {nil, "it has no pods"},
+		"no pods": {nil, "it has no pods", ReasonNoPods},
 		"unschedulable": {[]runtime.Object{pod(corev1.PodStatus{Conditions: []corev1.PodCondition{
 			{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: "Unschedulable", Message: "0/3 nodes"},
-		}})}, "Unschedulable: 0/3 nodes"},
+		}})}, "Unschedulable: 0/3 nodes", "Unschedulable"},
 		"no image": {[]runtime.Object{pod(corev1.PodStatus{
 			InitContainerStatuses: waiting("PodInitializing", ""), ContainerStatuses: waiting("ErrImagePull", "no such image"),
-		})}, "container c: ErrImagePull: no such image"},
-		"no message":        {[]runtime.Object{pod(corev1.PodStatus{ContainerStatuses: waiting("CreateContainerConfigError", "")})}, "container c: CreateContainerConfigError"},
-		"nothing to say":    {[]runtime.Object{pod(corev1.PodStatus{})}, ""},
-		"another Job's pod": {[]runtime.Object{&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p"}}}, "it has no pods"},
+		})}, "container c: ErrImagePull: no such image", "ErrImagePull"},
+		"no message":        {[]runtime.Object{pod(corev1.PodStatus{ContainerStatuses: waiting("CreateContainerConfigError", "")})}, "container c: CreateContainerConfigError", "CreateContainerConfigError"},
+		"nothing to say":    {[]runtime.Object{pod(corev1.PodStatus{})}, "", ""},
+		"another Job's pod": {[]runtime.Object{&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p"}}}, "it has no pods", ReasonNoPods},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			got, err := WhyNotStarted(t.Context(), fake.NewClientset(test.pods...).CoreV1(), "ns", "j")
-			if err != nil || got != test.want {
-				t.Errorf("%q, %v; want %q", got, err, test.want)
+			reason, got, err := WhyNotStarted(t.Context(), fake.NewClientset(test.pods...).CoreV1(), "ns", "j")
+			if err != nil || got != test.want || reason != test.reason {
+				t.Errorf("%q: %q, %v; want %q: %q", reason, got, err, test.reason, test.want)
 			}
 		})
 	}

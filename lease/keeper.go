@@ -4,6 +4,7 @@ import (
 	"container/heap"
 	"context"
 	"errors"
+	"math/rand/v2"
 	"sync"
 	"time"
 )
@@ -29,7 +30,8 @@ type KeeperConfig struct {
 }
 
 // Keeper renews the leases it holds, in batches, a third of their duration after the last renewal, so that two renewals
-// can fail before the trust is gone. One that fails is tried again until the lease's deadline; then the lease is lost.
+// can fail before the trust is gone. One that fails is tried again until the lease's deadline; then the lease is lost. Where the source asks for
+// quiet, all leases wait that can.
 //
 // Work is done when a lease is due and not before: holding a lease costs one heap entry.
 type Keeper struct {
@@ -41,12 +43,15 @@ type Keeper struct {
 	held    map[*Lease]*entry
 	due     dueHeap // entries that are not being extended
 	running int     // Extend calls under way
+	// quietUntil is when the source wants to be asked again.
+	quietUntil time.Time
 }
 
 // entry is a held lease. The Keeper's mutex guards it.
 type entry struct {
 	lease    *Lease
 	at       time.Time     // when to act next
+	urgent   bool          // it cannot wait for as long as the source asks
 	lastErr  error         // why the last renewal failed
 	index    int           // position in the heap; -1 while it is being extended
 	extended chan struct{} // closed when the Extend call that is under way ends
@@ -185,6 +190,10 @@ func (k *Keeper) take(now time.Time) (batch, lost []*entry, next time.Duration) 
 			next = e.at.Sub(now)
 			break
 		}
+		if now.Before(k.quietUntil) && !e.urgent {
+			k.postpone(e, now, deadline)
+			continue
+		}
 		if !free {
 			// Every call slot is taken, perhaps by a server that hangs. The end of a call wakes us; a deadline must
 			// be noticed all the same.
@@ -205,6 +214,19 @@ func (k *Keeper) take(now time.Time) (batch, lost []*entry, next time.Duration) 
 		k.running++
 	}
 	return batch, lost, next
+}
+
+// postpone lets a lease that is at the head of the heap wait until the source wants to be asked again, or for half of the time that is left to
+// it, so that there is time for more than one try.
+func (k *Keeper) postpone(e *entry, now, deadline time.Time) {
+	quiet, most := k.quietUntil.Sub(now), deadline.Sub(now)/2
+	e.urgent = quiet > most
+	if !e.urgent {
+		// Not all at once, when the quiet is over.
+		most = min(quiet+time.Duration(float64(quiet)/5*rand.Float64()), most) //nolint:gosec // no secret depends on it
+	}
+	e.at = now.Add(most)
+	heap.Fix(&k.due, e.index)
 }
 
 // extend makes one Extend call and puts back what is still held.
@@ -228,7 +250,10 @@ func (k *Keeper) extend(ctx context.Context, batch []*entry) {
 			err = errs[i]
 		}
 		renewAt, deadline := e.lease.schedule()
-		e.lastErr = err
+		e.lastErr, e.urgent = err, false
+		if until := now.Add(RetryAfter(err)); until.After(k.quietUntil) && until.After(now) {
+			k.quietUntil = until
+		}
 		switch {
 		case err == nil:
 			e.at = renewAt

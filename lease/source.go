@@ -49,11 +49,19 @@ func Class(err error) string {
 }
 
 // RetryAfter is how long the source asks to wait before the next request; zero where the error does not say. A source
-// says so by an error with a method RetryAfter() time.Duration.
+// says so by an error with a method RetryAfter() time.Duration. Of several errors that are joined, the longest counts.
 func RetryAfter(err error) time.Duration {
-	var asks interface{ RetryAfter() time.Duration }
-	if errors.As(err, &asks) {
-		return asks.RetryAfter()
+	switch e := err.(type) { //nolint:errorlint // it is the chain that is walked, and all of it
+	case interface{ RetryAfter() time.Duration }:
+		return e.RetryAfter()
+	case interface{ Unwrap() error }:
+		return RetryAfter(e.Unwrap())
+	case interface{ Unwrap() []error }:
+		var longest time.Duration
+		for _, one := range e.Unwrap() {
+			longest = max(longest, RetryAfter(one))
+		}
+		return longest
 	}
 	return 0
 }

@@ -45,9 +45,18 @@ const (
 	// StateBlocked means that the template is good, and something beside it is in the way: a quota, missing rights, a source
 	// that cannot be reached.
 	StateBlocked State = "blocked"
+	// StateStalled means that messages are taken, and their Jobs do not start.
+	StateStalled State = "stalled"
 )
 
-var states = []State{StateRunning, StatePaused, StateMisconfigured, StateBlocked}
+var states = []State{StateRunning, StatePaused, StateMisconfigured, StateBlocked, StateStalled}
+
+// obstacles are what keeps pods from starting.
+var obstacles = []string{
+	"ContainerCreating", "CreateContainerConfigError", "CreateContainerError", "ErrImageNeverPull", "ErrImagePull", "FailedScheduling",
+	"ImageInspectError", "ImagePullBackOff", "InvalidImageName", "NoPods", "RegistryUnavailable", "RunContainerError", "Unschedulable",
+	classOther,
+}
 
 // classes are the kinds of failure: those of package lease, and those of the Kubernetes API.
 var classes = []string{
@@ -74,6 +83,8 @@ type Metrics struct {
 	backlogLeased *prometheus.GaugeVec
 	inFlight      *prometheus.GaugeVec
 	maxInFlight   *prometheus.GaugeVec
+	pending       *prometheus.GaugeVec
+	stalled       *prometheus.GaugeVec
 
 	received   *prometheus.CounterVec
 	launched   *prometheus.CounterVec
@@ -119,6 +130,11 @@ func New(reg prometheus.Registerer) *Metrics {
 	m.inFlight = d.templateGauge("in_flight_tasks", "Tasks between the receipt of their message and its settlement.")
 	m.maxInFlight = d.templateGauge("max_in_flight_tasks", "The limit of tasks in flight that the template sets.")
 
+	m.pending = d.templateGauge("pending_tasks", "Tasks whose Job has no ready pod, or is being created.")
+	m.stalled = d.templateGauge("stalled_tasks",
+		"Tasks whose Job could have started 30 seconds ago and has had no ready pod, by what the pods of the oldest wait for.",
+		Label{Name: "reason", Values: obstacles})
+
 	m.received = d.templateCounter("messages_received_total", "Messages leased, redeliveries included.")
 	m.launched = d.templateCounter("jobs_launched_total",
 		"Jobs that took up a task: created for it, or found to be running or finished already and adopted.",
@@ -148,6 +164,7 @@ func New(reg prometheus.Registerer) *Metrics {
 type Template struct {
 	InFlight    prometheus.Gauge
 	MaxInFlight prometheus.Gauge
+	Pending     prometheus.Gauge
 
 	Received prometheus.Counter
 	// Created and Adopted are the results of launching a Job.
@@ -175,6 +192,7 @@ func (m *Metrics) Template(namespace, name string) *Template {
 	t := &Template{
 		InFlight:    m.inFlight.With(with),
 		MaxInFlight: m.maxInFlight.With(with),
+		Pending:     m.pending.With(with),
 		Received:    m.received.With(with),
 		Created:     launched.WithLabelValues("created"),
 		Adopted:     launched.WithLabelValues("adopted"),
@@ -195,6 +213,9 @@ func (m *Metrics) Template(namespace, name string) *Template {
 	}
 	for _, state := range states {
 		t.states[state] = m.state.WithLabelValues(namespace, name, string(state))
+	}
+	for _, o := range obstacles {
+		m.stalled.WithLabelValues(namespace, name, o)
 	}
 	for _, reason := range reasons {
 		m.failures.WithLabelValues(namespace, name, reason)
@@ -228,6 +249,22 @@ func (t *Template) SetBacklog(messages, leased int64) {
 		return
 	}
 	t.m.backlogLeased.With(t.labels).Set(float64(leased))
+}
+
+// SetStalled records how many tasks do not start, and what the pods of the oldest wait for; none, where the reason is empty.
+func (t *Template) SetStalled(reason string, n int) {
+	now := ""
+	if reason != "" {
+		now = known(reason, obstacles)
+	}
+	for _, o := range obstacles {
+		gauge := t.m.stalled.WithLabelValues(t.labels[labelNamespace], t.labels[labelTemplate], o)
+		if o == now {
+			gauge.Set(float64(n))
+		} else {
+			gauge.Set(0)
+		}
+	}
 }
 
 // Failed counts a Job that failed, by the reason of its Failed condition.

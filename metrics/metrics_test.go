@@ -78,6 +78,7 @@ lighterman_template_state{namespace="shop",state="blocked",template="cronjob/thu
 lighterman_template_state{namespace="shop",state="misconfigured",template="cronjob/thumbs"} 0
 lighterman_template_state{namespace="shop",state="paused",template="cronjob/thumbs"} 0
 lighterman_template_state{namespace="shop",state="running",template="cronjob/thumbs"} 1
+lighterman_template_state{namespace="shop",state="stalled",template="cronjob/thumbs"} 0
 `
 	if err := testutil.GatherAndCompare(reg, strings.NewReader(want),
 		"lighterman_backlog_leased_messages", "lighterman_backlog_messages", "lighterman_errors_total", "lighterman_jobs_launched_total",

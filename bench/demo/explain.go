@@ -37,7 +37,7 @@ func whyWaiting(ctx context.Context, client kubernetes.Interface, namespace, job
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	why, err := jobs.WhyNotStarted(ctx, client.CoreV1(), namespace, job)
+	_, why, err := jobs.WhyNotStarted(ctx, client.CoreV1(), namespace, job)
 	if err != nil || why == "" {
 		return ""
 	}

@@ -1,0 +1,177 @@
+package main
+
+// mutation breaks the product on purpose, in the source that a test binary is built from and nowhere else. The simulation must find it: a check
+// that nothing can fail is none. Where a protection has several parts, each has a mutation of its own.
+type mutation struct {
+	invariant int // as numbered in the design; 0 is the fence
+	about     string
+	edits     []edit
+}
+
+// mutations is the table that TestMutations goes through. What a mutation replaces must be in the product exactly once: whoever changes that
+// line brings the mutation along.
+var mutations = []mutation{
+	// 1. Settle after the fact.
+	{1, "a Job that merely runs counts as completed", []edit{
+		{"dispatcher/observe.go", "if status.Phase.Finished() {\n\t\tl.finished(t, job.Name, status)\n\t\treturn\n\t}\n\tl.progress", "if status.Phase != jobs.Pending {\n\t\tl.finished(t, job.Name, status)\n\t\treturn\n\t}\n\tl.progress"},
+		{"dispatcher/task.go", "if status.Phase == jobs.Succeeded {", "if status.Phase != jobs.Failed {"},
+	}},
+	{1, "a Job that failed completes its message", []edit{
+		{"dispatcher/task.go", "if status.Phase == jobs.Succeeded {", "if status.Phase.Finished() {"},
+	}},
+	{1, "a Job that was deleted while it ran counts as succeeded", []edit{
+		{"dispatcher/observe.go", "jobs.Status{Phase: jobs.Failed, Reason: reasonDeleted", "jobs.Status{Phase: jobs.Succeeded, Reason: reasonDeleted"},
+	}},
+	{1, "a message counts as poisoned although the copy was not confirmed", []edit{
+		{"dispatcher/settle.go", "case err == nil:\n\t\tl.busy--", "case err == nil || c.outcome == poisoned:\n\t\tl.busy--"},
+	}},
+	{1, "a message of which a Job succeeded is given back", []edit{
+		{"dispatcher/receive.go", "case s.outcome == requeued && !time.Now().Before(s.notBefore):", "case s.outcome == completed:\n\t\tl.decided(t, settlement{outcome: returned})\n\tcase s.outcome == requeued && !time.Now().Before(s.notBefore):"},
+	}},
+
+	// 2. One Job per attempt.
+	{2, "a name that exists already is an error, and another name is tried", []edit{
+		{"jobs/launcher.go", "\t\texisting, err := client.Get(", "\t\tif true {\n\t\t\tagain := *job\n\t\t\tagain.Name += \"-again\"\n\t\t\tjob = &again\n\t\t\tcontinue\n\t\t}\n\t\texisting, err := client.Get("},
+	}},
+	{2, "the name depends on when the Job is created", []edit{
+		{"jobs/template.go", "job.Name = task.Name()", "job.Name = task.Name() + \"-\" + strconv.FormatInt(time.Now().Unix(), 36)"},
+	}},
+	{2, "the attempt in the name is the number of deliveries", []edit{
+		{"dispatcher/launch.go", "Attempt: o.attempt}", "Attempt: int(held.Deliveries)}"},
+	}},
+	{2, "a Job is taken for ours by its name alone", []edit{
+		{"jobs/launcher.go", "if !sameIdentity(existing, job) {", "if false && !sameIdentity(existing, job) {"},
+	}},
+
+	// 3. A crash is not an attempt.
+	{3, "each delivery is an attempt", []edit{
+		{"dispatcher/receive.go", "attempt: 1, lease: held", "attempt: int(held.Deliveries), lease: held"},
+	}},
+	{3, "what became of a message before is not looked at", []edit{
+		{"dispatcher/receive.go", "if last == nil {", "if last = nil; last == nil {"},
+	}},
+	{3, "a Job that runs is not adopted, and its message gets another", []edit{
+		{"dispatcher/observe.go", "\tl.tasks[id.MessageID] = t\n\tl.takeSlot(t)", "\tif true {\n\t\treturn\n\t}\n\tl.takeSlot(t)"},
+		{"dispatcher/receive.go", "\tif !status.Phase.Finished() {\n\t\tl.metrics.Adopted.Inc()", "\tif !status.Phase.Finished() {\n\t\tt.attempt++\n\t\tl.enqueue(t)\n\t\treturn\n\t}\n\tif !status.Phase.Finished() {\n\t\tl.metrics.Adopted.Inc()"},
+	}},
+	{3, "a message that comes again after its Job succeeded gets another Job", []edit{
+		{"dispatcher/receive.go", "case s.outcome == requeued && !time.Now().Before(s.notBefore):", "case s.outcome == completed, s.outcome == requeued && !time.Now().Before(s.notBefore):"},
+	}},
+	{3, "the lowest attempt is taken for the last", []edit{
+		{"dispatcher/receive.go", "id.Attempt > highest {", "(last == nil || id.Attempt < highest) {"},
+	}},
+
+	// 4. Job objects outlive the doubt.
+	{4, "a Job removes itself as soon as it has finished", []edit{
+		{"jobs/template.go", "spec.TTLSecondsAfterFinished = nil", "spec.TTLSecondsAfterFinished = new(int32)"},
+	}},
+	{4, "the template's own TTL is not held back", []edit{
+		{"jobs/template.go", "spec.TTLSecondsAfterFinished = nil", ""},
+	}},
+	{4, "a settled Job need not stay", []edit{
+		{"dispatcher/mark.go", "window := s.spec.LeaseDuration + l.tuning.LaunchTimeout + l.tuning.LockDuration + clockSkew", "window := time.Duration(0)"},
+	}},
+	{4, "the window leaves out that clocks differ", []edit{
+		{"dispatcher/mark.go", "l.tuning.LockDuration + clockSkew", "l.tuning.LockDuration"},
+	}},
+	{4, "the window counts from when the Job finished", []edit{
+		{"jobs/finish.go", "ttl += max(time.Since(finished), 0)", "ttl += 0 * time.Since(finished)"},
+	}},
+	{4, "a Job is marked when it has finished, before its message is settled", []edit{
+		{"dispatcher/observe.go", "\t\tl.finished(t, job.Name, status)\n\t\treturn\n\t}\n\tl.progress", "\t\tl.toMark = append(l.toMark, mark{job: job, outcome: completed})\n\t\twake(l.wakeMark)\n\t\tl.finished(t, job.Name, status)\n\t\treturn\n\t}\n\tl.progress"},
+	}},
+	{4, "a source that looks empty shows at once that a message is gone", []edit{
+		{"dispatcher/mark.go", "before := emptyAt.Add(-l.settings.Load().spec.LeaseDuration - clockSkew)", "before := emptyAt"},
+	}},
+
+	// 5. A lease is trusted for less time than the server grants.
+	{5, "a Job is created without a look at the lease's deadline", []edit{
+		{"dispatcher/launch.go", "if !time.Now().Before(deadline) {", "if _ = deadline; false {"},
+		{"dispatcher/launch.go", "min(time.Until(deadline), l.tuning.LaunchTimeout)", "l.tuning.LaunchTimeout"},
+	}},
+	{5, "a message is settled without a look at the lease's deadline", []edit{
+		{"dispatcher/settle.go", "if !time.Now().Before(deadline) {", "if false {"},
+		{"dispatcher/settle.go", "context.WithDeadline(ctx, until)", "context.WithCancel(ctx)"},
+	}},
+	{5, "a lease is trusted for all that was granted, from when the answer came", []edit{
+		{"lease/lease.go", "l.deadline = sentAt.Add(d - d/8)", "l.deadline = time.Now().Add(d)"},
+	}},
+	{5, "a lease that was refused its renewal is still trusted", []edit{
+		{"lease/keeper.go", "\t\t\te.lease.forfeit()\n", ""},
+		{"lease/keeper.go", "\t\tif errors.Is(err, ErrLost) {\n\t\t\tdelete(k.held, e.lease)", "\t\tif false {\n\t\t\tdelete(k.held, e.lease)"},
+	}},
+	{5, "the Job of a message whose lease was lost is ended", []edit{
+		{"dispatcher/lane.go", "\t\tt.lease = nil\n\t\tif t.state == queued {", "\t\tt.lease = nil\n\t\tfor _, job := range l.tracker.OfMessage(l.identity, held.ID) {\n\t\t\tgo func() { _ = l.launcher.End(context.Background(), job.Namespace, job.Name, \"Lost\", \"\") }()\n\t\t}\n\t\tif t.state == queued {"},
+	}},
+
+	// 6. Lease no more than can be launched.
+	{6, "those in flight do not count", []edit{
+		{"dispatcher/lane.go", "n := s.spec.MaxInFlight - l.inFlight", "n := s.spec.MaxInFlight"},
+	}},
+	{6, "Jobs of a former leader take up no slot", []edit{
+		{"dispatcher/observe.go", "\tl.tasks[id.MessageID] = t\n\tl.takeSlot(t)", "\tl.tasks[id.MessageID] = t"},
+	}},
+	{6, "more is received while the API server takes no Jobs", []edit{
+		{"dispatcher/lane.go", "\tif l.outage {\n\t\tif l.waiting > 0", "\tif false {\n\t\tif l.waiting > 0"},
+	}},
+	{6, "more is received than the rate lets go", []edit{
+		{"dispatcher/lane.go", "if rate := s.spec.JobsPerSecond; rate > 0 {", "if rate := s.spec.JobsPerSecond; rate < 0 {"},
+	}},
+
+	// 7. The user's mistakes cost nothing.
+	{7, "a refused Job poisons its message", []edit{
+		{"dispatcher/launch.go", "\t\tl.block(refusal)\n\t\tl.settleTask(o, settlement{outcome: returned})", "\t\tl.block(refusal)\n\t\tl.settleTask(o, settlement{outcome: poisoned, reason: refusal.Error()})"},
+	}},
+	{7, "a refused Job is an attempt", []edit{
+		{"dispatcher/launch.go", "\t\tl.block(refusal)\n\t\tl.settleTask(o, settlement{outcome: returned})", "\t\tl.block(refusal)\n\t\tif held := o.held; int(held.Deliveries) >= l.settings.Load().spec.MaxAttempts {\n\t\t\tl.settleTask(o, settlement{outcome: poisoned, reason: refusal.Error()})\n\t\t}\n\t\tl.settleTask(o, settlement{outcome: returned})"},
+	}},
+	{7, "dispatch does not stop while Jobs are refused", []edit{
+		{"dispatcher/probe.go", "l.blocked = err\n", "l.blocked = nil\n"},
+	}},
+	{7, "dispatch does not resume when it is mended", []edit{
+		{"dispatcher/probe.go", "for l.isBlocked() {", "for false && l.isBlocked() {"},
+	}},
+
+	// 8. A fault in one source or template never slows another.
+	{8, "one Job is created at a time, over all templates", []edit{
+		{"dispatcher/slots.go", "\tseq     uint64\n}\n\ntype waiter", "\tseq     uint64\n\tgate    chan struct{}\n}\n\ntype waiter"},
+		{"dispatcher/slots.go", "&slots{free: capacity}", "&slots{free: capacity, gate: make(chan struct{}, 1)}"},
+		{"dispatcher/launch.go", "\treturn l.launcher.Launch(ctx, job)", "\tl.slots.gate <- struct{}{}\n\tdefer func() { <-l.slots.gate }()\n\treturn l.launcher.Launch(ctx, job)"},
+	}},
+	{8, "one source is asked at a time", []edit{
+		{"dispatcher/slots.go", "\tseq     uint64\n}\n\ntype waiter", "\tseq     uint64\n\tgate    chan struct{}\n}\n\ntype waiter"},
+		{"dispatcher/slots.go", "&slots{free: capacity}", "&slots{free: capacity, gate: make(chan struct{}, 1)}"},
+		{"dispatcher/receive.go", "\treturn l.source.Receive(ctx, limit)", "\tl.slots.gate <- struct{}{}\n\tdefer func() { <-l.slots.gate }()\n\treturn l.source.Receive(ctx, limit)"},
+	}},
+	{8, "a source that fails keeps its slots", []edit{
+		{"dispatcher/receive.go", "\t\tl.slots.release(reserved - used)\n\n\t\tswitch {", "\t\tif err == nil {\n\t\t\tl.slots.release(reserved - used)\n\t\t}\n\n\t\tswitch {"},
+	}},
+	{8, "a source may take as long as it likes to hand out messages", []edit{
+		{"dispatcher/receive.go", "ctx, cancel := context.WithTimeout(ctx, l.tuning.SourceTimeout)", "ctx, cancel := context.WithCancel(ctx)"},
+	}},
+	{8, "templates are looked at one after another", []edit{
+		{"dispatcher/discover.go", "\t\tsyncing.Go(func() {", "\t\tfunc(f func()) { f() }(func() {"},
+	}},
+	{8, "settling is tried again without a pause", []edit{
+		{"dispatcher/settle.go", "delay := spread(doubled(200*time.Millisecond, 15*time.Second, c.failures))", "delay := time.Millisecond"},
+	}},
+
+	// The fence, and leadership.
+	{0, "Jobs carry no fence, and the clock is not looked at", []edit{
+		{"jobs/launcher.go", "if l.fence != \"\" {", "if false {"},
+		{"dispatcher/launch.go", "if !l.term.valid() {", "if false {"},
+	}},
+	{0, "a dispatcher that is fenced goes on", []edit{
+		{"dispatcher/leader.go", "\tl.stepDown()\n\treturn true", "\treturn true"},
+	}},
+	{0, "a refusal by the fence is taken for one of the Job", []edit{
+		{"jobs/launcher.go", "return !Fenced(err) && (", "return ("},
+		{"dispatcher/launch.go", "jobs.Fenced(err) && l.term.fenced(ctx):", "false:"},
+	}},
+	{0, "the fence is of the term before", []edit{
+		{"dispatcher/lock.go", "return fence.Value(l.cfg.Namespace, l.LeaseMeta.Name, l.term)", "return fence.Value(l.cfg.Namespace, l.LeaseMeta.Name, l.term-1)"},
+	}},
+	{0, "the lock is given up before the lanes have ended", []edit{
+		{"dispatcher/leader.go", "\t\twindUp()\n\t\trelease()", "\t\trelease()"},
+	}},
+}
