@@ -18,14 +18,8 @@ type load struct {
 }
 
 func (p *process) load() load {
-	p.mu.Lock()
-	leading := p.leading
-	p.mu.Unlock()
-	leading.mu.Lock()
-	defer leading.mu.Unlock()
 	n := load{goroutines: runtime.NumGoroutine()}
-	for _, h := range leading.holders {
-		l := h.lane
+	for _, l := range p.lanes() {
 		l.mu.Lock()
 		n.kept += len(l.tasks) + cap(l.queue) + cap(l.toSettle) + cap(l.toMark) + cap(l.starts) + l.busy + l.marking + l.keeper.Held()
 		l.mu.Unlock()
