@@ -2,6 +2,7 @@ package dispatcher
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -33,6 +34,9 @@ import (
 func TestMain(m *testing.M) {
 	klog.LogToStderr(false)
 	klog.SetOutput(io.Discard)
+	verbosity := flag.NewFlagSet("klog", flag.PanicOnError)
+	klog.InitFlags(verbosity)
+	_ = verbosity.Set("stderrthreshold", "FATAL") // or errors go there all the same; it takes any severity
 	// The other one, which slows down who has many errors, remembers the last one's time over all bubbles, and theirs differ by years.
 	utilruntime.ErrorHandlers = utilruntime.ErrorHandlers[:1]
 	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("k8s.io/klog/v2.(*flushDaemon).run.func1"))

@@ -91,6 +91,7 @@ func (w *simulation) takeEffect(p *simProcess, r *apiRequest) (any, error) {
 	defer w.mu.Unlock()
 	if p.usurped != nil && r.resource == "leases" {
 		if lock, ok := p.belief(r); ok {
+			w.checkLock(p, r, r.body)
 			raw, err := json.Marshal(lock)
 			return json.RawMessage(raw), err
 		}
@@ -107,9 +108,13 @@ func (w *simulation) takeEffect(p *simProcess, r *apiRequest) (any, error) {
 		before := w.api.objects[objectKey{r.resource, r.namespace, r.name}]
 		w.api.mu.Unlock()
 		result, err = w.api.do(r)
-		if err == nil && r.resource == "jobs" {
+		switch {
+		case err != nil:
+		case r.resource == "jobs":
 			w.jobWritten(p.actor, r, before)
 			name = w.title(r.name)
+		case r.resource == "leases":
+			w.checkLock(p, r, r.body)
 		}
 	}
 	if jobs.Fenced(err) {
@@ -141,7 +146,9 @@ func (w *simulation) refuse(r *apiRequest) error {
 	return nil
 }
 
-func fenceOf(r *apiRequest) string { return text(r.body, "metadata", "annotations", jobs.AnnotationFence) }
+func fenceOf(r *apiRequest) string {
+	return text(r.body, "metadata", "annotations", jobs.AnnotationFence)
+}
 
 // title is what the trace calls an object: a Job by its message and attempt.
 func (w *simulation) title(name string) string {

@@ -59,12 +59,9 @@ func (w *simulation) finish(j *simJob, reason string) {
 	if finished {
 		return
 	}
-	condition := object{
-		"type": string(batchv1.JobComplete), "status": string(corev1.ConditionTrue), "reason": "CompletionsReached",
-		"lastTransitionTime": time.Now().Add(w.skew).UTC().Format(time.RFC3339),
-	}
+	condition := w.condition(batchv1.JobComplete, "CompletionsReached")
 	if reason != "" {
-		condition["type"], condition["reason"] = string(batchv1.JobFailed), reason
+		condition = w.condition(batchv1.JobFailed, reason)
 	}
 	w.editJob(j, controller, "finish", object{"status": object{"active": 0, "ready": 0, "conditions": []any{condition}}})
 }
@@ -114,22 +111,6 @@ func (w *simulation) deleteJob(j *simJob, actor string) {
 	w.jobDeleted(actor, j)
 }
 
-// meddle deletes a Job by hand.
-func (w *simulation) meddle(j *simJob) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if j.deleted || w.healed {
-		return
-	}
-	m := j.message
-	m.meddled = true
-	if !j.finished {
-		m.failures++
-		m.attempts[j.attempt].failed = true
-	}
-	w.deleteJob(j, person)
-}
-
 // due is when the TTL controller may delete a Job: it goes by the API server's clock, whose times have no fractions of a second.
 func (w *simulation) due(j *simJob, seconds float64) time.Time {
 	return j.finishedAt.Add(w.skew).Truncate(time.Second).Add(time.Duration(seconds) * time.Second).Add(-w.skew)
@@ -151,115 +132,9 @@ func (w *simulation) collect(j *simJob, seconds float64) {
 	})
 }
 
-// mistake has the person do something to a template, or mend it.
-func (w *simulation) mistake(m mistake, begin bool) {
-	q := w.queues[m.template]
-	w.mu.Lock()
-	healed := w.healed
-	w.mu.Unlock()
-	switch {
-	case healed:
-	case begin:
-		w.spoil(q, m.what)
-	default:
-		w.mend(q, m.what)
+func (w *simulation) condition(kind batchv1.JobConditionType, reason string) object {
+	return object{
+		"type": string(kind), "status": string(corev1.ConditionTrue), "reason": reason,
+		"lastTransitionTime": time.Now().Add(w.skew).UTC().Format(time.RFC3339),
 	}
-}
-
-func (w *simulation) spoil(q *simQueue, what string) {
-	w.mu.Lock()
-	q.broken[what]++
-	again := q.broken[what] > 1
-	q.refused = 0
-	switch what {
-	case "lease":
-		q.leastLease = min(q.leastLease, 20*time.Second)
-	case "limit":
-		q.mostInFlight = max(q.mostInFlight, 12)
-	}
-	w.note(person, "spoil", q.name, what)
-	w.mu.Unlock()
-	if again {
-		return
-	}
-	switch what {
-	case "secret":
-		w.secret("bad")
-	case "invalid":
-		w.client.annotate(q.name, "max-attempts", "none")
-	case "paused":
-		w.client.annotate(q.name, "paused", "true")
-	case "lease":
-		w.client.annotate(q.name, "lease-duration", "20s")
-	case "limit":
-		w.client.annotate(q.name, "max-in-flight", "12")
-	}
-}
-
-func (w *simulation) mend(q *simQueue, what string) {
-	w.mu.Lock()
-	if q.broken[what] == 0 {
-		w.mu.Unlock()
-		return
-	}
-	if q.broken[what]--; w.healed {
-		q.broken[what] = 0
-	}
-	still := q.broken[what] > 0
-	w.note(person, "mend", q.name, what)
-	w.mu.Unlock()
-	if still {
-		return
-	}
-	switch what {
-	case "secret":
-		w.secret("good")
-	case "invalid":
-		w.client.annotate(q.name, "max-attempts", strconv.Itoa(q.maxAttempts))
-	case "paused":
-		w.client.annotate(q.name, "paused", "")
-	case "lease":
-		w.client.annotate(q.name, "lease-duration", q.lease.String())
-	case "limit":
-		w.client.annotate(q.name, "max-in-flight", strconv.Itoa(q.maxInFlight))
-	}
-}
-
-// secret gives the Secret that all templates use another connection string; the bad one is none.
-func (w *simulation) secret(connection string) {
-	key := objectKey{"secrets", namespace, "queue"}
-	w.api.mu.Lock()
-	defer w.api.mu.Unlock()
-	old := w.api.objects[key]
-	if connection == "bad" {
-		w.hidden = old
-		if old != nil {
-			w.api.store(key, old, nil)
-		}
-		return
-	}
-	if old == nil {
-		w.api.store(key, nil, w.hidden)
-	}
-}
-
-// stall makes the caches of a process grow stale, or ends that.
-func (w *simulation) stall(s stall, begin bool) {
-	w.mu.Lock()
-	p := w.processes[s.process]
-	skip := w.healed || p.resume != nil
-	if !skip {
-		w.note(p.actor, "watches", "", map[bool]string{true: "held back", false: "let go"}[begin])
-	}
-	w.mu.Unlock()
-	if skip {
-		return
-	}
-	p.gate.set(func(g *gateState) {
-		g.held = begin
-		if !begin && s.broken {
-			g.breaks++
-			g.expired = s.expired
-		}
-	})
 }

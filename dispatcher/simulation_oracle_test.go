@@ -8,12 +8,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/lighterman-dev/lighterman/dispatcher/fence"
 	"github.com/lighterman-dev/lighterman/jobs"
 	"github.com/lighterman-dev/lighterman/lease"
 )
 
-// The oracle knows what must hold, and looks whenever something takes effect. The numbers are those of the invariants in the design; 9 is the
-// payload, and a message that never ends counts under 1.
+// The oracle knows what must hold, and looks whenever something takes effect. The numbers are those of the invariants in the design; a message
+// that never ends counts under 1, and the fence under 0.
 
 // simMessage is what became of a message so far.
 type simMessage struct {
@@ -71,6 +72,9 @@ func (w *simulation) violate(invariant int, about *simMessage, format string, ar
 // everywhere below.
 func (w *simulation) checkLaunch(p *simProcess, r *apiRequest) {
 	m, attempt := w.messageOf(r.body)
+	if at, over := p.over[fenceOf(r)]; over && time.Now().After(at) {
+		w.violate(0, m, "%s asks for the Job of attempt %d by %q, a term that it ended %v ago", p.actor, attempt, fenceOf(r), time.Since(at))
+	}
 	if m == nil {
 		return // it will be told where it is created
 	}
@@ -81,6 +85,16 @@ func (w *simulation) checkLaunch(p *simProcess, r *apiRequest) {
 		}
 	}
 	w.violate(5, m, "%s asks for the Job of attempt %d without a lease that is trusted", p.actor, attempt)
+}
+
+// checkLock looks at what a process did to a lock: who gives it up asks for no Jobs by it any more.
+func (w *simulation) checkLock(p *simProcess, r *apiRequest, lock object) {
+	if r.verb != "update" || text(lock, "metadata", "labels", fence.LabelLock) == "" || text(lock, "spec", "holderIdentity") != "" {
+		return
+	}
+	spec, _ := lock["spec"].(object)
+	term, _ := spec["leaseTransitions"].(float64)
+	p.over[fence.Value(r.namespace, r.name, int(term))] = time.Now()
 }
 
 // checkTrusted is asked before a process settles a message.
@@ -100,7 +114,7 @@ func (w *simulation) checkRoom(s *simSource, limit int) {
 	var waiting []*holding
 	for id, h := range s.held {
 		m := s.q.messages[id]
-		if m.ended != "" || h.spent || !h.trusted() {
+		if m.ended != "" || h.spent || !h.lostAt.IsZero() || !h.trusted() {
 			continue
 		}
 		held++
@@ -182,6 +196,9 @@ func (w *simulation) jobCreated(actor string, body object) {
 	w.jobs[name] = j
 	if want := (jobs.Identity{Source: m.queue.memory.Identity(), MessageID: m.id, Attempt: attempt}).Name(); name != want {
 		w.violate(2, m, "the Job of attempt %d is named %s, want %s", attempt, name, want)
+	}
+	if text(body, "metadata", "annotations", jobs.AnnotationFence) == "" {
+		w.violate(0, m, "the Job of attempt %d carries no fence", attempt)
 	}
 	if got, want := payloadOf(body), strings.ReplaceAll(m.plan.body, "$", "$$"); got != want || m.plan.bad {
 		w.violate(9, m, "the Job of attempt %d has the payload %q, want %q", attempt, got, want)

@@ -99,7 +99,7 @@ type mishap struct {
 type mistake struct {
 	from, to time.Duration
 	template int
-	what     string // quota, secret, invalid, paused, lease or limit
+	what     string // quota, secret, invalid, paused, lease, limit or foreign
 }
 
 // stall makes the caches of a process grow stale, and then breaks its watches off.
@@ -116,9 +116,12 @@ func newPlan(seed uint64) *plan {
 	d := p.of("plan")
 	p.style = pick(&d, "storms", "storms", "storms", "crashes", "crashes", "zombies", "zombies", "mistakes", "isolation")
 	p.replicas = pick(&d, 2, 2, 2, 3)
-	p.shards = pick(&d, 1, 1, 1, 2, 4)
+	p.shards = pick(&d, 1, 1, 1, 1, 2, 4)
 	p.fenced = d.percent(50)
-	p.lock = time.Duration(pick(&d, 8, 10, 15, 20)) * time.Second
+	p.lock = time.Duration(pick(&d, 10, 15, 20)) * time.Second
+	if p.shards > 1 {
+		p.lock *= 2 // looking after the members is half the work of such a seed
+	}
 	p.timeout = time.Duration(d.from(5, 10)) * time.Second
 	p.skew = time.Duration(pick(&d, 0, 0, 5, -5, 30, -30)) * time.Second
 	p.slots = pick(&d, 10_000, 10_000, 10_000, d.from(3, 8))
@@ -239,7 +242,7 @@ func (p *plan) addMistake(d *dice, template int) {
 	from := d.between(0, p.length/2)
 	p.mistakes = append(p.mistakes, mistake{
 		from: from, to: from + d.between(5*time.Second, 45*time.Second), template: template,
-		what: pick(d, "quota", "quota", "quota", "secret", "invalid", "paused", "lease", "limit"),
+		what: pick(d, "quota", "quota", "quota", "secret", "invalid", "paused", "lease", "limit", "foreign"),
 	})
 }
 

@@ -1,6 +1,8 @@
 package dispatcher
 
 import (
+	"maps"
+	"slices"
 	"time"
 )
 
@@ -30,7 +32,7 @@ func (w *simulation) allowed(m *simMessage) time.Duration {
 	ready := w.begun.Add(2*w.lock + 5*time.Second) // the processes have shared the shards by then
 	for _, mistake := range w.mistakes {
 		if w.queues[mistake.template] == q || mistake.what == "secret" {
-			ready = later(ready, w.begun.Add(mistake.to+time.Minute))
+			ready = later(ready, w.begun.Add(mistake.to+time.Minute+q.lease)) // a message whose name is taken rests for a lease's time
 		}
 	}
 	took := max(ready.Sub(m.sentAt), 0) + 10*time.Second
@@ -56,9 +58,9 @@ func (w *simulation) checkRest() {
 	if unrest != "" {
 		var about *simMessage
 		for _, q := range w.queues {
-			for _, m := range q.messages {
-				if m.ended == "" {
-					about = m
+			for _, id := range slices.Sorted(maps.Keys(q.messages)) {
+				if about == nil && q.messages[id].ended == "" {
+					about = q.messages[id]
 				}
 			}
 		}

@@ -5,16 +5,36 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 )
 
-// TestSimulation runs seeds of the simulation: the real dispatcher, two or three processes of it, between queues and an API server in memory,
-// in virtual time, while all goes wrong that can.
+// TestSimulation runs seeds of the simulation: the real dispatcher, two or three processes of it with real clients, between queues and an API
+// server in memory, in the virtual time of a synctest bubble, while all goes wrong that can.
 //
-// HEAD
+//	plan ──▶ world ─┬─ processes ──travel──▶ queues, API server ──▶ oracle
+//	(of the seed)   └─ controller, TTL controller, person ──────────▶
+//
+// A seed decides the plan (simulation_plan_test.go): templates, messages and what fails of them, the processes, shards, clocks, whether there is the
+// fence, and what goes wrong when: storms, in which requests go astray; mishaps, which befall a process at its n-th request of a kind; stalls, in
+// which caches grow stale; mistakes of a person. Every request of a process travels (simulation_travel_test.go) to where it has its effect, and
+// its answer back: either may be late or lost. Whenever something takes effect, the oracle (simulation_oracle_test.go) looks whether an invariant is
+// broken. When the plan is over, all is healed, and the world must come to rest (simulation_rest_test.go): every message ended, every Job
+// marked, nothing in flight, no goroutine left.
+//
+// Every decision is a pure function of the seed and of what it is about (simulation_chance_test.go). What remains to chance is the order of what
+// happens in one instant, which is the Go runtime's; "make simulate" builds the simulation with a runtime that leaves nothing to chance, so that a
+// seed replays exactly.
+//
+//	LIGHTERMAN_SIMULATE=7 go test ./dispatcher -run TestSimulation         one seed; also 1,5,9 and 100:50 (fifty from 100)
+//	LIGHTERMAN_SIMULATE_FIRST=1                                            end with the first violation
+//	LIGHTERMAN_SIMULATE_TRACE=file                                         write the whole trace of every seed
+//
+// A violation is printed with the history of its message and the last of what happened. A seed that found a bug of the product goes into
+// testdata/simulation/seeds.
 func TestSimulation(t *testing.T) {
 	seeds, err := seedsToRun(os.Getenv("LIGHTERMAN_SIMULATE"))
 	if err != nil {
@@ -29,6 +49,7 @@ func TestSimulation(t *testing.T) {
 		defer f.Close()
 		trace = f
 	}
+	defer debug.SetGCPercent(debug.SetGCPercent(400)) // a seed leaves nothing behind
 	ran, violations := 0, 0
 	for _, seed := range seeds {
 		w := simulate(t, seed)

@@ -2,7 +2,9 @@ package dispatcher
 
 import (
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -37,6 +39,7 @@ type simulation struct {
 	created    int                // Jobs
 	calls      int                // requests of all kinds
 	frozen     bool               // nobody is answered any more
+	over       chan struct{}      // closed when everybody was told to stop
 	healed     bool               // nothing goes wrong any more
 	closed     bool               // the actors rest
 	hidden     object             // the Secret, while it is gone
@@ -89,7 +92,7 @@ func newSimulation(t *testing.T, p *plan) *simulation {
 	t.Helper()
 	w := &simulation{
 		plan: p, t: t, api: newAPIServer(), begun: time.Now(),
-		times: map[string]int{}, jobs: map[string]*simJob{}, steps: map[string]int{},
+		over: make(chan struct{}), times: map[string]int{}, jobs: map[string]*simJob{}, steps: map[string]int{},
 		processes: make([]*simProcess, p.replicas),
 	}
 	w.api.skew, w.api.fenced = p.skew, p.fenced
@@ -195,7 +198,7 @@ func (w *simulation) heal() {
 	w.note("world", "heal", "", "")
 	w.mu.Unlock()
 	for _, q := range w.queues {
-		for what := range q.broken {
+		for _, what := range slices.Sorted(maps.Keys(q.broken)) {
 			w.mend(q, what)
 		}
 	}
@@ -213,6 +216,7 @@ func (w *simulation) wind() {
 	for _, p := range w.all {
 		p.cancel()
 	}
+	close(w.over)
 	for _, p := range w.all {
 		<-p.done
 	}
