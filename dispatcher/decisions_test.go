@@ -28,11 +28,11 @@ func TestDecide(t *testing.T) {
 	}{
 		"succeeded":       {1, 5, jobs.Status{Phase: jobs.Succeeded, FinishedAt: at}, settlement{outcome: completed, job: "j"}},
 		"succeeded late":  {9, 5, jobs.Status{Phase: jobs.Succeeded, FinishedAt: at}, settlement{outcome: completed, job: "j"}},
-		"the only one":    {1, 1, failed, settlement{outcome: poisoned, job: "j", attempts: 1, reason: "attempt 1 of 1 failed: BackoffLimitExceeded: too many"}},
-		"the last":        {5, 5, failed, settlement{outcome: poisoned, job: "j", attempts: 5, reason: "attempt 5 of 5 failed: BackoffLimitExceeded: too many"}},
-		"beyond the last": {7, 5, failed, settlement{outcome: poisoned, job: "j", attempts: 7, reason: "attempt 7 of 5 failed: BackoffLimitExceeded: too many"}},
+		"the only one":    {1, 1, failed, settlement{outcome: poisoned, job: "j", attempts: 1, reason: "attempt 1 of 1 failed: BackoffLimitExceeded: too many", failure: "BackoffLimitExceeded"}},
+		"the last":        {5, 5, failed, settlement{outcome: poisoned, job: "j", attempts: 5, reason: "attempt 5 of 5 failed: BackoffLimitExceeded: too many", failure: "BackoffLimitExceeded"}},
+		"beyond the last": {7, 5, failed, settlement{outcome: poisoned, job: "j", attempts: 7, reason: "attempt 7 of 5 failed: BackoffLimitExceeded: too many", failure: "BackoffLimitExceeded"}},
 		"one of several": {2, 5, failed, settlement{
-			outcome: requeued, job: "j", attempts: 2, reason: "BackoffLimitExceeded: too many",
+			outcome: requeued, job: "j", attempts: 2, reason: "BackoffLimitExceeded: too many", failure: "BackoffLimitExceeded",
 			notBefore: at.Add(retryDelay(annotation.Backoff{Min: time.Minute, Max: time.Hour}, 2, "m")),
 		}},
 	}
