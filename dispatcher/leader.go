@@ -58,6 +58,7 @@ func (d *Dispatcher) term(ctx context.Context, shard int, m *members) error {
 		if wait {
 			<-led
 		}
+		lock.end()
 	}
 
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
@@ -111,14 +112,13 @@ func (d *Dispatcher) term(ctx context.Context, shard int, m *members) error {
 	})
 	defer stop()
 	elector.Run(holding)
-	// The elector has tried to release the lock, once. What a process that stops has left of its time goes into more tries.
 	lost := leading.Err() == nil
 	stepDown()
 	windUp()
 	if lost {
 		log.Warn("lost the leader lock; standing by")
-		return nil
 	}
+	// The elector has tried to, once, or too early.
 	leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTime)
 	defer cancel()
 	if err := lock.release(leaving); err != nil {

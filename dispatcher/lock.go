@@ -85,6 +85,8 @@ type shardLock struct {
 	// sent is when the last renewal that succeeded was sent; zero before the lock is ours.
 	sent time.Time
 	term int
+	// over says that nothing is under way in the term any more.
+	over bool
 }
 
 func newShardLock(cfg *LockConfig, m *members, shard int) *shardLock {
@@ -100,6 +102,7 @@ func newShardLock(cfg *LockConfig, m *members, shard int) *shardLock {
 }
 
 var (
+	errWindingUp    = errors.New("the term has not ended yet")
 	errNotOurTurn   = errors.New("the shard is another process's to take")
 	errChangedHands = errors.New("the lock has changed hands since")
 )
@@ -140,8 +143,10 @@ func (l *shardLock) Create(ctx context.Context, record resourcelock.LeaderElecti
 func (l *shardLock) Update(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
 	held, sent := l.holding()
 	switch {
+	case record.HolderIdentity == "" && !l.isOver():
+		return errWindingUp // client-go releases the lock as soon as it cannot renew it
 	case record.HolderIdentity == "":
-		// client-go releases what it read last, without a look at whose it is by then.
+		// It also releases what it read last, without a look at whose it is by then.
 		if l.seen.HolderIdentity != l.cfg.Identity {
 			return nil
 		}
@@ -179,6 +184,19 @@ func (l *shardLock) holding() (held bool, sent time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return !l.sent.IsZero(), l.sent
+}
+
+// end says that nothing is under way in the term any more, so that the lock may be released.
+func (l *shardLock) end() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.over = true
+}
+
+func (l *shardLock) isOver() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.over
 }
 
 // release gives the lock up if the elector, which tries once, has not succeeded in it.
