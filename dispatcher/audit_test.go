@@ -41,7 +41,7 @@ func TestJobThatNoWatchSaw(t *testing.T) {
 					t.Errorf("%v failures for deleted Jobs, want 1", got)
 				}
 				h.succeed(attempt(q, id, 2))
-				h.eventually(time.Second, "the message is completed", func() bool { return q.Len() == 0 && p.metric("in_flight_tasks") == 0 })
+				h.eventually(2*time.Minute, "the message is completed", func() bool { return q.Len() == 0 && p.metric("in_flight_tasks") == 0 })
 			})
 		})
 	}

@@ -300,6 +300,7 @@ func TestRejectedJobs(t *testing.T) {
 						t.Errorf("Job %d is of message %s, attempt %s", i, j.Annotations[jobs.AnnotationMessageID], j.Annotations[jobs.AnnotationAttempt])
 					}
 				}
+				h.ready(names(h.of("resize"))...)
 				advance(2 * time.Minute)
 				if h.told("resize", "Resumed") != 1 || p.metric("template_state", "template", "cronjob/resize", "state", "running") != 1 {
 					t.Errorf("it was not told that dispatch goes on\n%s", h.dump())

@@ -111,11 +111,18 @@ func (d *Dispatcher) term(ctx context.Context, shard int, m *members) error {
 	})
 	defer stop()
 	elector.Run(holding)
+	// The elector has tried to release the lock, once. What a process that stops has left of its time goes into more tries.
 	lost := leading.Err() == nil
 	stepDown()
 	windUp()
 	if lost {
 		log.Warn("lost the leader lock; standing by")
+		return nil
+	}
+	leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTime)
+	defer cancel()
+	if err := lock.release(leaving); err != nil {
+		log.Warn("releasing the leader lock failed; another process takes over once it has expired", "err", err)
 	}
 	return nil
 }

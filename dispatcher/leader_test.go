@@ -184,10 +184,10 @@ func TestShards(t *testing.T) {
 		h.eventually(time.Minute, "the one has all", func() bool { return first.leads() == 4 })
 		send()
 		second := h.start(shards(4))
-		h.eventually(10*time.Second, "the two share", func() bool { return first.leads() == 2 && second.leads() == 2 })
+		h.eventually(20*time.Second, "the two share", func() bool { return first.leads() == 2 && second.leads() == 2 })
 		send()
 		third := h.start(shards(4))
-		h.eventually(10*time.Second, "the three share", func() bool {
+		h.eventually(20*time.Second, "the three share", func() bool {
 			return third.leads() == 1 && first.leads()+second.leads() == 3
 		})
 		// What ran when its shard moved is settled by whoever has it now, long before the lease of five minutes ends.

@@ -181,6 +181,34 @@ func (l *shardLock) holding() (held bool, sent time.Time) {
 	return !l.sent.IsZero(), l.sent
 }
 
+// release gives the lock up if the elector, which tries once, has not succeeded in it.
+func (l *shardLock) release(ctx context.Context) error {
+	retry := backoff{base: 50 * time.Millisecond, limit: 500 * time.Millisecond}
+	for held, _ := l.holding(); held; held, _ = l.holding() {
+		callCtx, cancel := context.WithTimeout(ctx, l.cfg.renewEvery())
+		err := l.tryRelease(callCtx)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		if !sleep(ctx, retry.next()) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *shardLock) tryRelease(ctx context.Context) error {
+	record, _, err := l.Get(ctx)
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return l.Update(ctx, resourcelock.LeaderElectionRecord{LeaderTransitions: record.LeaderTransitions, LeaseDurationSeconds: 1})
+}
+
 // valid reports whether nobody else can have taken the lock yet. A process that was paused finds out by it before its elector does.
 func (l *shardLock) valid() bool {
 	held, sent := l.holding()

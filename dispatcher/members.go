@@ -134,10 +134,28 @@ func (m *members) run(ctx context.Context) {
 			break
 		}
 	}
-	leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.cfg.renewEvery())
+	leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTime)
 	defer cancel()
-	if err := m.leases().Delete(leaving, m.own, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+	if err := m.leave(leaving); err != nil {
 		m.log.Warn("taking back the membership failed; the other processes take over once it has expired", "lease", m.own, "err", err)
+	}
+}
+
+// leaveTime is how long a process that stops tries to tell the others so, by its membership and its locks: they would wait for longer.
+const leaveTime = 4 * time.Second
+
+func (m *members) leave(ctx context.Context) error {
+	retry := backoff{base: 50 * time.Millisecond, limit: 500 * time.Millisecond}
+	for {
+		callCtx, cancel := context.WithTimeout(ctx, m.cfg.renewEvery())
+		err := m.leases().Delete(callCtx, m.own, metav1.DeleteOptions{})
+		cancel()
+		if err == nil || apierrors.IsNotFound(err) {
+			return nil
+		}
+		if !sleep(ctx, retry.next()) {
+			return err
+		}
 	}
 }
 
@@ -166,6 +184,10 @@ func (m *members) renew(ctx context.Context) error {
 	}
 	if err != nil {
 		return err
+	}
+	if now.Sub(ptr.Deref(existing.Spec.RenewTime, metav1.MicroTime{}).Time) > m.cfg.LeaseDuration {
+		// We were paused, or cut off, and may still be winding up what we led: to have it back at once would leave it to nobody for as long.
+		existing.Spec.AcquireTime = now
 	}
 	existing.Spec.RenewTime = now
 	_, err = m.leases().Update(ctx, existing, metav1.UpdateOptions{})
@@ -197,7 +219,7 @@ func (m *members) take(listed []coordinationv1.Lease, now time.Time) (gone []str
 	defer m.mu.Unlock()
 	before := m.seen
 	m.locks, m.seen = make(map[string]coordinationv1.Lease), make(map[string]sighting)
-	alive := []string{m.cfg.Identity}
+	alive, settledIn := []string{m.cfg.Identity}, []string(nil)
 	for _, l := range listed {
 		if l.Labels[labelMember] == "" {
 			m.locks[l.Name] = l
@@ -209,12 +231,20 @@ func (m *members) take(listed []coordinationv1.Lease, now time.Time) (gone []str
 		}
 		m.seen[l.Name] = s
 		switch silent := now.Sub(s.at); {
-		case l.Name == m.own:
-		case silent < m.cfg.LeaseDuration:
+		case silent < m.cfg.LeaseDuration || l.Name == m.own:
 			alive = append(alive, s.identity)
+			// Both times are by the member's own clock.
+			if since := ptr.Deref(l.Spec.AcquireTime, metav1.MicroTime{}).Time; s.renewed.Sub(since) >= m.cfg.LeaseDuration {
+				settledIn = append(settledIn, s.identity)
+			}
 		case silent > forgetAfter*m.cfg.LeaseDuration:
 			gone = append(gone, l.Name)
 		}
+	}
+	if len(settledIn) > 0 {
+		// Who has just come can take a dead process's lock only after watching it for LeaseDuration itself; those who have watched it all along can
+		// by then. So a process that is started in the place of one that crashed must not be given the shard before they had it.
+		alive = settledIn
 	}
 	holders := make([]string, m.cfg.Shards)
 	for shard := range holders {

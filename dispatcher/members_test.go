@@ -2,11 +2,15 @@ package dispatcher
 
 import (
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 func TestAssign(t *testing.T) {
@@ -30,6 +34,43 @@ func TestAssign(t *testing.T) {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// A process that is started at once in the place of one that crashed must wait for LeaseDuration from its own start before it can take the lock,
+// and so must not be the one that is to take it: those who have watched the lock all along can sooner.
+func TestNewcomerIsNotGivenTheShardOfTheDead(t *testing.T) {
+	t.Parallel()
+	start := time.Date(2026, 8, 1, 12, 0, 0, 0, time.UTC)
+	cfg := &LockConfig{Name: "lock", Identity: "old", Shards: 2, LeaseDuration: 10 * time.Second}
+	m := newMembers(cfg, slog.New(slog.DiscardHandler))
+	lock := func(shard int, holder string) coordinationv1.Lease {
+		return coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: cfg.lockName(shard)}, Spec: coordinationv1.LeaseSpec{HolderIdentity: &holder}}
+	}
+	member := func(identity string, since, renewed time.Time) coordinationv1.Lease {
+		return coordinationv1.Lease{
+			ObjectMeta: metav1.ObjectMeta{Name: "lock-member-" + identity, Labels: map[string]string{labelMember: "true"}},
+			Spec: coordinationv1.LeaseSpec{
+				HolderIdentity: &identity, AcquireTime: &metav1.MicroTime{Time: since}, RenewTime: &metav1.MicroTime{Time: renewed},
+			},
+		}
+	}
+	locks := []coordinationv1.Lease{lock(0, "old"), lock(1, "dead")}
+	crash := start.Add(time.Minute)
+	m.take(append(locks, member("old", start, crash), member("dead", start, crash)), crash)
+	// The dead one's replacement has started a second later.
+	joined := crash.Add(time.Second)
+	expired := crash.Add(cfg.LeaseDuration)
+	m.take(append(locks, member("old", start, expired), member("dead", start, crash), member("new", joined, expired)), expired)
+	if !m.mayTake(1) {
+		t.Error("the dead process's shard is left to the newcomer")
+	}
+	// Once it has been there for as long, it gets its share.
+	later := joined.Add(cfg.LeaseDuration)
+	locks[1] = lock(1, "old")
+	m.take(append(locks, member("old", start, later), member("new", joined, later)), later)
+	if m.mayTake(1) {
+		t.Error("the newcomer gets no share")
 	}
 }
 

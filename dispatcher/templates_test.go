@@ -475,6 +475,7 @@ func TestPassingFailureOfACheck(t *testing.T) {
 				advance(time.Second)
 				q.sendMany(30)
 				h.eventually(30*time.Second, "as many run as may by now", func() bool { return len(h.jobs()) == 20 })
+				h.ready(names(h.jobs())...)
 				advance(2 * time.Minute)
 				if len(h.jobs()) != 20 || p.metric("tasks_settled_total", "outcome", "returned") != 0 {
 					t.Errorf("%d Jobs\n%s", len(h.jobs()), h.dump())

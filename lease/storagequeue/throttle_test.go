@@ -72,8 +72,7 @@ func TestThrottledRequests(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				defer s.Close()
-				err = call(t.Context(), s)
+				err = errors.Join(call(t.Context(), s), s.Close())
 				if !errors.Is(err, lease.ErrThrottled) || lease.RetryAfter(err) != answer.want {
 					t.Errorf("%v asks for %v, want lease.ErrThrottled and %v", err, lease.RetryAfter(err), answer.want)
 				}
