@@ -107,6 +107,7 @@ func (d *Dispatcher) term(ctx context.Context, shard int, m *members) error {
 
 	stop := context.AfterFunc(leading, func() {
 		windUp()
+		lock.woundUp.Store(true)
 		release()
 	})
 	defer stop()

@@ -251,6 +251,34 @@ func TestSetsOfOneTemplateInTwoShards(t *testing.T) {
 	})
 }
 
+// TestLockIsNotReleasedBeforeTheLanesHaveEnded: the elector gives up after renewals that failed, and would hand the lock over at once.
+func TestLockIsNotReleasedBeforeTheLanesHaveEnded(t *testing.T) {
+	world(t, func(t *testing.T, h *harness) {
+		q := h.dispatch("resize")
+		p := h.start()
+		advance(time.Minute)
+		slow := h.api.inject(&apiFault{verbs: "create", resource: "jobs", delay: time.Hour})
+		q.Send("x")
+		renewals := h.api.inject(&apiFault{verbs: "update", resource: "leases", answer: func(r *apiRequest) error {
+			if text(r.body, "spec", "holderIdentity") == "" {
+				return nil
+			}
+			return internal(r)
+		}})
+		gaveUp := false
+		h.never(20*time.Second, "the lock is free while its last holder leads", func() bool {
+			gaveUp = gaveUp || p.metric("leader") == 0
+			return p.metric("leader") == 1 && ptr.Deref(h.lock().Spec.HolderIdentity, "") == ""
+		})
+		if !gaveUp {
+			t.Error("the elector did not give up, so that this test shows nothing")
+		}
+		h.api.remove(renewals)
+		h.api.remove(slow)
+		h.awaitJobs(1)
+	})
+}
+
 // TestTermEndsBeforeTheElectorKnows: a renewal that took long is followed by one that hangs. Once another process may lead, no message goes back
 // and forth until the elector gives up.
 func TestTermEndsBeforeTheElectorKnows(t *testing.T) {

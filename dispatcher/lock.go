@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -81,6 +82,9 @@ type shardLock struct {
 	// seen is the record as last read or written.
 	seen resourcelock.LeaderElectionRecord
 
+	// woundUp is set when the lanes have ended, so that the lock may be released.
+	woundUp atomic.Bool
+
 	mu sync.Mutex
 	// sent is when the last renewal that succeeded was sent; zero before the lock is ours.
 	sent time.Time
@@ -141,8 +145,9 @@ func (l *shardLock) Update(ctx context.Context, record resourcelock.LeaderElecti
 	held, sent := l.holding()
 	switch {
 	case record.HolderIdentity == "":
-		// client-go releases what it read last, without a look at whose it is by then.
-		if l.seen.HolderIdentity != l.cfg.Identity {
+		// client-go releases what it read last, without a look at whose it is by then. It also does so when it gives up after renewals that
+		// failed, before anybody has been told: the lock expires then, while the lanes end.
+		if l.seen.HolderIdentity != l.cfg.Identity || !l.woundUp.Load() {
 			return nil
 		}
 	case held:
