@@ -114,7 +114,7 @@ func readSeeds() (seeds []uint64, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // it was only read
+	defer f.Close()
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
 		text, _, _ := strings.Cut(lines.Text(), "#")
