@@ -280,3 +280,32 @@ func TestZombie(t *testing.T) {
 		}
 	})
 }
+
+// TestStaleCacheOfAFailedJob: the Job exists, failed long ago, and the cache does not know of it. Its message must not go back and forth until the
+// cache does.
+func TestStaleCacheOfAFailedJob(t *testing.T) {
+	world(t, func(t *testing.T, h *harness) {
+		q := h.dispatch("resize", "max-attempts", "3", "retry-backoff", "1s..1s")
+		id := q.Send("x")[0]
+		template, err := jobs.FromCronJob(cronJob("resize"), func(map[string]string) map[string]string { return nil })
+		h.must(err)
+		job, err := template.Job(jobs.Task{Identity: jobs.Identity{Source: q.Identity(), MessageID: id, Attempt: 1}, Payload: []byte("x")})
+		h.must(err)
+		h.create(job)
+		h.fail(job.Name)
+		unlabel := func(j *batchv1.Job) { delete(j.Labels, jobs.LabelTemplate) }
+		h.must(edit(h.api, "jobs", namespace, job.Name, unlabel))
+		advance(time.Minute)
+		// Not more than this, or the clock would stand still.
+		q.inject(leasetest.OpReceive, leasetest.Fault{Skip: 100, Delay: time.Hour})
+		p := h.start()
+		h.eventually(5*time.Second, "the second attempt is launched", func() bool { return len(h.jobs()) == 1 })
+		if name := h.jobs()[0].Name; name != attempt(q, id, 2) {
+			t.Errorf("the Job is %s, want attempt 2, %s", name, attempt(q, id, 2))
+		}
+		if got := p.metric("messages_received_total"); got != 1 {
+			t.Errorf("the message was received %v times, want once", got)
+		}
+		q.heal()
+	})
+}

@@ -144,7 +144,12 @@ func (l *lane) launchTask(ctx context.Context, o order) {
 		case errors.Is(err, errLeaseEnded):
 			l.abandon(o)
 			return
-		case errors.Is(err, errTermOver) || jobs.Fenced(err) && l.term.fenced(ctx):
+		case errors.Is(err, errTermOver):
+			// Before the elector finds out: until then, the message would be received and given back again without end.
+			l.term.stepDown()
+			l.settleTask(o, settlement{outcome: returned})
+			return
+		case jobs.Fenced(err) && l.term.fenced(ctx):
 			l.settleTask(o, settlement{outcome: returned})
 			return
 		case jobs.Rejected(err):
@@ -282,11 +287,19 @@ func (l *lane) launched(o order, job *batchv1.Job, adopted bool) {
 	}
 	l.move(t, running)
 	t.launchedAt = now
-	if status.Phase.Finished() {
+	switch {
+	case status.Phase.Finished() && adopted:
+		// It may have failed long ago, and our cache not know it: the next attempt begins at once then. Were the message given back for that, it
+		// would come again, and find the cache as it was.
+		l.resume(t, job)
+		if l.holdsBack() {
+			l.giveBackQueued()
+		}
+	case status.Phase.Finished():
 		l.finished(t, job.Name, status)
-		return
+	default:
+		l.progress(t, job, status)
 	}
-	l.progress(t, job, status)
 }
 
 // abandon forgets a task whose lease ended before its Job was created. The message comes again.

@@ -58,7 +58,6 @@ func (d *Dispatcher) term(ctx context.Context, shard int, m *members) error {
 		if wait {
 			<-led
 		}
-		lock.end()
 	}
 
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
@@ -108,17 +107,19 @@ func (d *Dispatcher) term(ctx context.Context, shard int, m *members) error {
 
 	stop := context.AfterFunc(leading, func() {
 		windUp()
+		lock.woundUp.Store(true)
 		release()
 	})
 	defer stop()
 	elector.Run(holding)
+	// The elector has tried to release the lock, once. What a process that stops has left of its time goes into more tries.
 	lost := leading.Err() == nil
 	stepDown()
 	windUp()
 	if lost {
 		log.Warn("lost the leader lock; standing by")
+		return nil
 	}
-	// The elector has tried to, once, or too early.
 	leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTime)
 	defer cancel()
 	if err := lock.release(leaving); err != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/lighterman-dev/lighterman/dispatcher/fence"
 	"github.com/lighterman-dev/lighterman/jobs"
 	"github.com/lighterman-dev/lighterman/lease"
+	"github.com/lighterman-dev/lighterman/lease/leasetest"
 )
 
 // leads is how many shards a process leads.
@@ -247,5 +248,63 @@ func TestSetsOfOneTemplateInTwoShards(t *testing.T) {
 		h.eventually(10*time.Second, "nothing is told of it any more", func() bool {
 			return p.metric("template_state") == 0 && q.Len() == 0 && other.Len() == 0
 		})
+	})
+}
+
+// TestLockIsNotReleasedBeforeTheLanesHaveEnded: the elector gives up after renewals that failed, and would hand the lock over at once.
+func TestLockIsNotReleasedBeforeTheLanesHaveEnded(t *testing.T) {
+	world(t, func(t *testing.T, h *harness) {
+		q := h.dispatch("resize")
+		p := h.start()
+		advance(time.Minute)
+		slow := h.api.inject(&apiFault{verbs: "create", resource: "jobs", delay: time.Hour})
+		q.Send("x")
+		renewals := h.api.inject(&apiFault{verbs: "update", resource: "leases", answer: func(r *apiRequest) error {
+			if text(r.body, "spec", "holderIdentity") == "" {
+				return nil
+			}
+			return internal(r)
+		}})
+		gaveUp := false
+		h.never(20*time.Second, "the lock is free while its last holder leads", func() bool {
+			gaveUp = gaveUp || p.metric("leader") == 0
+			return p.metric("leader") == 1 && ptr.Deref(h.lock().Spec.HolderIdentity, "") == ""
+		})
+		if !gaveUp {
+			t.Error("the elector did not give up, so that this test shows nothing")
+		}
+		h.api.remove(renewals)
+		h.api.remove(slow)
+		h.awaitJobs(1)
+	})
+}
+
+// TestTermEndsBeforeTheElectorKnows: a renewal that took long is followed by one that hangs. Once another process may lead, no message goes back
+// and forth until the elector gives up.
+func TestTermEndsBeforeTheElectorKnows(t *testing.T) {
+	world(t, func(t *testing.T, h *harness) {
+		q := h.dispatch("resize")
+		p := h.start()
+		advance(time.Minute)
+		h.api.inject(&apiFault{verbs: "update", resource: "leases", delay: 9500 * time.Millisecond, times: 1})
+		hang := h.api.inject(&apiFault{verbs: "update", resource: "leases", delay: time.Hour})
+		advance(18 * time.Second) // 15 s after it was sent, the renewal does not count any more
+		if p.metric("leader") != 1 {
+			t.Fatal("the elector has given up already, so that this test shows nothing")
+		}
+		// Not more than this, or the clock would stand still.
+		q.inject(leasetest.OpReceive, leasetest.Fault{Skip: 100, Delay: time.Hour})
+		before := p.metric("messages_received_total")
+		q.Send("x")
+		advance(2 * time.Second)
+		if got := p.metric("messages_received_total") - before; got > 1 {
+			t.Errorf("the message was received %v times", got)
+		}
+		if len(h.jobs()) != 0 {
+			t.Error("a Job was created after the term")
+		}
+		h.api.remove(hang)
+		q.heal()
+		h.awaitJobs(1)
 	})
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/lighterman-dev/lighterman/jobs"
 	"github.com/lighterman-dev/lighterman/lease"
+	"github.com/lighterman-dev/lighterman/lease/leasetest"
 )
 
 func TestMessageToJobToEmptyQueue(t *testing.T) {
@@ -173,6 +174,24 @@ func TestDeletedJobThenLostSettlement(t *testing.T) {
 		if got := len(h.jobs()); got != 1 {
 			t.Errorf("%d Jobs, want no other after the one that succeeded", got)
 		}
+	})
+}
+
+// TestDeletedJobThenLostAnswer: the task that is remembered after a Job was deleted by hand is forgotten with its message, and does not keep the
+// next Job from being marked.
+func TestDeletedJobThenLostAnswer(t *testing.T) {
+	world(t, func(t *testing.T, h *harness) {
+		q := h.dispatch("resize", "retry-backoff", "1s..1s", "lease-duration", "20s")
+		h.start()
+		id := q.Send("x")[0]
+		h.awaitJobs(1)
+		h.deleteJob(attempt(q, id, 1))
+		h.awaitJobs(1)
+		q.inject(leasetest.OpComplete, leasetest.Fault{Err: errFault, AfterEffect: true, Times: 1})
+		h.succeed(attempt(q, id, 2))
+		h.eventually(3*time.Minute, "the Job is marked", func() bool {
+			return h.job(attempt(q, id, 2)).Labels[jobs.LabelSettled] != ""
+		})
 	})
 }
 

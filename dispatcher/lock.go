@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -81,12 +82,13 @@ type shardLock struct {
 	// seen is the record as last read or written.
 	seen resourcelock.LeaderElectionRecord
 
+	// woundUp is set when the lanes have ended, so that the lock may be released.
+	woundUp atomic.Bool
+
 	mu sync.Mutex
 	// sent is when the last renewal that succeeded was sent; zero before the lock is ours.
 	sent time.Time
 	term int
-	// over says that nothing is under way in the term any more.
-	over bool
 }
 
 func newShardLock(cfg *LockConfig, m *members, shard int) *shardLock {
@@ -102,7 +104,6 @@ func newShardLock(cfg *LockConfig, m *members, shard int) *shardLock {
 }
 
 var (
-	errWindingUp    = errors.New("the term has not ended yet")
 	errNotOurTurn   = errors.New("the shard is another process's to take")
 	errChangedHands = errors.New("the lock has changed hands since")
 )
@@ -143,11 +144,10 @@ func (l *shardLock) Create(ctx context.Context, record resourcelock.LeaderElecti
 func (l *shardLock) Update(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
 	held, sent := l.holding()
 	switch {
-	case record.HolderIdentity == "" && !l.isOver():
-		return errWindingUp // client-go releases the lock as soon as it cannot renew it
 	case record.HolderIdentity == "":
-		// It also releases what it read last, without a look at whose it is by then.
-		if l.seen.HolderIdentity != l.cfg.Identity {
+		// client-go releases what it read last, without a look at whose it is by then. It also does so when it gives up after renewals that
+		// failed, before anybody has been told: the lock expires then, while the lanes end.
+		if l.seen.HolderIdentity != l.cfg.Identity || !l.woundUp.Load() {
 			return nil
 		}
 	case held:
@@ -184,19 +184,6 @@ func (l *shardLock) holding() (held bool, sent time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return !l.sent.IsZero(), l.sent
-}
-
-// end says that nothing is under way in the term any more, so that the lock may be released.
-func (l *shardLock) end() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.over = true
-}
-
-func (l *shardLock) isOver() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.over
 }
 
 // release gives the lock up if the elector, which tries once, has not succeeded in it.

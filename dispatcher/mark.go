@@ -101,6 +101,11 @@ func (l *lane) markGone(emptyAt time.Time) {
 	before := emptyAt.Add(-l.settings.Load().spec.LeaseDuration - clockSkew)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	for _, t := range l.tasks {
+		if t.state == resting && t.receivedAt.Before(emptyAt) {
+			l.remove(t) // its message does not come again
+		}
+	}
 	if len(l.toMark) > 0 || l.marking > 0 {
 		return // those of the last time may be among them
 	}

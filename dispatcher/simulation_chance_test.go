@@ -30,7 +30,7 @@ func (d *dice) next() uint64 {
 }
 
 // below is a number from 0 to n-1.
-func (d *dice) below(n int) int { return int(d.next() >> 33 % uint64(n)) } //nolint:gosec // 31 bits fit, and n is positive
+func (d *dice) below(n int) int { return int(d.next() >> 33 % uint64(n)) }
 
 // from is a number from lo to hi.
 func (d *dice) from(lo, hi int) int { return lo + d.below(hi-lo+1) }

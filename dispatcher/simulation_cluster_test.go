@@ -92,6 +92,9 @@ func (w *simulation) editJob(j *simJob, actor, op string, patch object) {
 	w.api.store(key, old, merged(old, patch))
 	w.api.mu.Unlock()
 	w.note(actor, op, j.title, said)
+	if j.finished && j.marked {
+		w.collect(j, j.ttl)
+	}
 }
 
 // jobObject is a Job as the API server has it. The caller holds the mutex.

@@ -2,7 +2,6 @@ package dispatcher
 
 import (
 	"fmt"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -48,6 +47,7 @@ type simJob struct {
 	finishedAt  time.Time // by everybody's clock
 	ending      bool      // the dispatcher asked for its end
 	marked      bool
+	ttl         float64 // seconds, once it is marked
 	deleted     bool
 }
 
@@ -125,7 +125,7 @@ func (w *simulation) checkRoom(s *simSource, limit int) {
 	if held+limit > s.q.mostInFlight {
 		w.violate(6, nil, "%s asks %s for %d messages and holds %d, with max-in-flight %d", s.p.actor, s.q.name, limit, held, s.q.mostInFlight)
 	}
-	most := int(math.Ceil(float64(s.q.rate)))
+	most := s.q.rate
 	if most == 0 || len(waiting)+limit <= most {
 		return
 	}
@@ -260,7 +260,10 @@ func (w *simulation) jobChanged(j *simJob, before object) {
 	if settled == "" || settled == text(before, "metadata", "labels", jobs.LabelSettled) {
 		return
 	}
-	j.marked = true
+	j.marked, j.ttl = true, ttl
+	if !j.finished {
+		return // one that a person's deletion brought about; its time begins when it has finished
+	}
 	if left := w.due(j, ttl).Sub(m.endedAt); left < w.window(m.queue) {
 		w.violate(4, m, "the Job of attempt %d stays for %v after its message was settled, want %v at least", j.attempt, left, w.window(m.queue))
 	}

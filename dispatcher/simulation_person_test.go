@@ -103,8 +103,8 @@ func (w *simulation) mend(q *simQueue, what string) {
 	}
 }
 
-// foreign makes a Job, which has succeeded, by the name that the first Job of some message would have, or deletes it.
-func (w *simulation) foreign(q *simQueue, make bool) {
+// foreign makes a Job, which has succeeded, by the name that the first Job of some message would have, or deletes it again.
+func (w *simulation) foreign(q *simQueue, there bool) {
 	d := w.of("foreign", q.name)
 	id := jobs.Identity{Source: q.memory.Identity(), MessageID: "m" + strconv.Itoa(d.from(1, len(q.sends))), Attempt: 1}
 	key := objectKey{"jobs", namespace, id.Name()}
@@ -112,13 +112,13 @@ func (w *simulation) foreign(q *simQueue, make bool) {
 	defer w.api.mu.Unlock()
 	old := w.api.objects[key]
 	switch {
-	case make && old == nil:
+	case there && old == nil:
 		w.api.store(key, nil, object{
 			"apiVersion": "batch/v1", "kind": "Job",
 			"metadata": object{"namespace": namespace, "name": key.name, "uid": "foreign"},
 			"status":   object{"conditions": []any{w.condition(batchv1.JobComplete, "CompletionsReached")}},
 		})
-	case !make && text(old, "metadata", "uid") == "foreign":
+	case !there && text(old, "metadata", "uid") == "foreign":
 		w.api.store(key, old, nil)
 	}
 }

@@ -72,7 +72,7 @@ func (w *simulation) start(number int) {
 	}
 	p.Dispatcher = d
 	var ctx context.Context
-	ctx, p.cancel = context.WithCancel(context.Background()) //nolint:usetesting // it must end with the world, not before
+	ctx, p.cancel = context.WithCancel(context.Background()) // it must end with the world, not before
 	go func() {
 		defer close(p.done)
 		p.err = d.Run(ctx)

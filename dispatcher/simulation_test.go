@@ -2,8 +2,8 @@ package dispatcher
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
-	"io"
 	"os"
 	"runtime/debug"
 	"strconv"
@@ -40,14 +40,16 @@ func TestSimulation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var trace io.Writer
+	var trace *os.File
 	if name := os.Getenv("LIGHTERMAN_SIMULATE_TRACE"); name != "" {
-		f, err := os.Create(name)
-		if err != nil {
+		if trace, err = os.Create(name); err != nil { //nolint:gosec // whoever runs the test says where
 			t.Fatal(err)
 		}
-		defer f.Close()
-		trace = f
+		defer func() {
+			if err := trace.Close(); err != nil {
+				t.Error(err)
+			}
+		}()
 	}
 	defer debug.SetGCPercent(debug.SetGCPercent(400)) // a seed leaves nothing behind
 	ran, violations := 0, 0
@@ -55,9 +57,11 @@ func TestSimulation(t *testing.T) {
 		w := simulate(t, seed)
 		ran++
 		violations += len(w.violations)
-		w.report(os.Stdout, seed)
+		fmt.Print(w.report(seed))
 		if trace != nil {
-			w.printAll(trace, seed)
+			if _, err := trace.Write(w.wholeTrace(seed)); err != nil {
+				t.Fatal(err)
+			}
 		}
 		if len(w.violations) > 0 && os.Getenv("LIGHTERMAN_SIMULATE_FIRST") == "1" {
 			break
@@ -147,18 +151,20 @@ const (
 	mostOfEnd     = 60
 )
 
-// report writes the violations.
-func (w *simulation) report(out io.Writer, seed uint64) {
+// report tells of the violations.
+func (w *simulation) report(seed uint64) string {
+	out := &bytes.Buffer{}
 	for _, v := range w.violations {
 		fmt.Fprintf(out, "violation seed=%d invariant=%d: %s\n", seed, v.invariant, v.text)
 		w.print(out, v)
 	}
+	return out.String()
 }
 
 // print writes what led to a violation: the world's kind, the history of the message in question, and what went on in the end.
-func (w *simulation) print(out io.Writer, v violation) {
+func (w *simulation) print(out *bytes.Buffer, v violation) {
 	fmt.Fprintf(out, "  %s: %d processes, %d shards, fence %v, lock %v, timeout %v, clock skew %v, %d slots, healed after %v\n",
-		w.style, w.replicas, w.shards, w.fenced, w.lock, w.timeout, w.skew, w.plan.slots, w.length)
+		w.style, w.replicas, w.shards, w.fenced, w.lock, w.timeout, w.skew, w.slots, w.length)
 	for _, t := range w.templates {
 		fmt.Fprintf(out, "  %s: %s, %d messages\n", t.name, strings.Join(t.annotations(), " "), len(t.sends))
 	}
@@ -188,7 +194,7 @@ func (w *simulation) print(out io.Writer, v violation) {
 	printLines(out, before, mostOfEnd)
 }
 
-func printLines(out io.Writer, lines []line, most int) {
+func printLines(out *bytes.Buffer, lines []line, most int) {
 	if len(lines) > most {
 		fmt.Fprintf(out, "  (%d lines before)\n", len(lines)-most)
 		lines = lines[len(lines)-most:]
@@ -198,10 +204,12 @@ func printLines(out io.Writer, lines []line, most int) {
 	}
 }
 
-// printAll writes all of the trace.
-func (w *simulation) printAll(out io.Writer, seed uint64) {
+// wholeTrace is all of the trace.
+func (w *simulation) wholeTrace(seed uint64) []byte {
+	out := &bytes.Buffer{}
 	fmt.Fprintf(out, "seed %d\n", seed)
 	for _, l := range w.lines {
 		fmt.Fprintln(out, l)
 	}
+	return out.Bytes()
 }

@@ -14,7 +14,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/lighterman-dev/lighterman/jobs"
 	"github.com/lighterman-dev/lighterman/lease"
 	"github.com/lighterman-dev/lighterman/lease/leasetest"
 )
@@ -75,7 +74,7 @@ func simulate(t *testing.T, seed uint64) (w *simulation) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.violate(8, nil, "it takes more than %v of real time", tooLong)
-		w.report(os.Stdout, seed)
+		fmt.Print(w.report(seed))
 		fmt.Println("the simulation hangs, and ends here")
 		os.Exit(1)
 	})
@@ -113,7 +112,7 @@ func newSimulation(t *testing.T, p *plan) *simulation {
 		pod := &c.Spec.JobTemplate.Spec.Template.Spec
 		pod.InitContainers, pod.Containers = nil, pod.Containers[:1]
 		if tp.ttl > 0 {
-			ttl := int32(tp.ttl) //nolint:gosec // some seconds
+			ttl := int32(tp.ttl)
 			c.Spec.JobTemplate.Spec.TTLSecondsAfterFinished = &ttl
 		}
 		w.client.create(c)
@@ -248,9 +247,4 @@ func (w *simulation) unrest() string {
 		}
 	}
 	return ""
-}
-
-// jobOf is what the simulation knows of a Job.
-func (w *simulation) jobOf(q *simQueue, messageID string, attempt int) *simJob {
-	return w.jobs[jobs.Identity{Source: q.memory.Identity(), MessageID: messageID, Attempt: attempt}.Name()]
 }
