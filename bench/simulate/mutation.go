@@ -69,7 +69,7 @@ var mutations = []mutation{
 		{"jobs/template.go", "spec.TTLSecondsAfterFinished = nil", ""},
 	}},
 	{4, "a settled Job need not stay", []edit{
-		{"dispatcher/mark.go", "window := s.spec.LeaseDuration + l.tuning.LaunchTimeout + l.tuning.LockDuration + clockSkew", "window := time.Duration(0)"},
+		{"dispatcher/mark.go", "return l.settings.Load().spec.LeaseDuration + l.tuning.LaunchTimeout + l.tuning.LockDuration + clockSkew", "return 0"},
 	}},
 	{4, "the window leaves out that clocks differ", []edit{
 		{"dispatcher/mark.go", "l.tuning.LockDuration + clockSkew", "l.tuning.LockDuration"},
