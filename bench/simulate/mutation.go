@@ -153,7 +153,7 @@ var mutations = []mutation{
 		{"dispatcher/discover.go", "\t\tsyncing.Go(func() {", "\t\tfunc(f func()) { f() }(func() {"},
 	}},
 	{8, "settling is tried again without a pause", []edit{
-		{"dispatcher/settle.go", "delay := spread(doubled(200*time.Millisecond, 15*time.Second, c.failures))", "delay := time.Millisecond"},
+		{"dispatcher/settle.go", "spread(doubled(200*time.Millisecond, 15*time.Second, c.failures))", "time.Millisecond"},
 	}},
 
 	// The fence, and leadership.
