@@ -69,7 +69,7 @@ var mutations = []mutation{
 		{"jobs/template.go", "spec.TTLSecondsAfterFinished = nil", ""},
 	}},
 	{4, "a settled Job need not stay", []edit{
-		{"dispatcher/mark.go", "window := s.spec.LeaseDuration + l.tuning.LaunchTimeout + l.tuning.LockDuration + clockSkew", "window := time.Duration(0)"},
+		{"dispatcher/mark.go", "return l.settings.Load().spec.LeaseDuration + l.tuning.LaunchTimeout + l.tuning.LockDuration + clockSkew", "return 0"},
 	}},
 	{4, "the window leaves out that clocks differ", []edit{
 		{"dispatcher/mark.go", "l.tuning.LockDuration + clockSkew", "l.tuning.LockDuration"},
@@ -153,7 +153,7 @@ var mutations = []mutation{
 		{"dispatcher/discover.go", "\t\tsyncing.Go(func() {", "\t\tfunc(f func()) { f() }(func() {"},
 	}},
 	{8, "settling is tried again without a pause", []edit{
-		{"dispatcher/settle.go", "delay := spread(doubled(200*time.Millisecond, 15*time.Second, c.failures))", "delay := time.Millisecond"},
+		{"dispatcher/settle.go", "spread(doubled(200*time.Millisecond, 15*time.Second, c.failures))", "time.Millisecond"},
 	}},
 
 	// The fence, and leadership.
