@@ -79,8 +79,8 @@ func (w *simulation) checkLaunch(p *simProcess, r *apiRequest) {
 		return // it will be told where it is created
 	}
 	for _, s := range slices.Backward(p.sources) {
-		if h := s.held[m.id]; s.q == m.queue && h != nil && h.trusted() {
-			h.launched = true
+		if h := s.held[m.id]; s.q == m.queue && h != nil && (h.trusted() || time.Since(h.lostAt) <= w.timeout) {
+			h.launched = true // or a try that began before the lease was lost goes on, as the client repeats what a server puts off
 			return
 		}
 	}

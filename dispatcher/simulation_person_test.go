@@ -58,7 +58,7 @@ func (w *simulation) spoil(q *simQueue, what string) {
 	}
 	switch what {
 	case "secret":
-		w.secret("bad")
+		w.secret(true)
 	case "invalid":
 		w.client.annotate(q.name, "max-attempts", "none")
 	case "paused":
@@ -89,7 +89,7 @@ func (w *simulation) mend(q *simQueue, what string) {
 	}
 	switch what {
 	case "secret":
-		w.secret("good")
+		w.secret(false)
 	case "invalid":
 		w.client.annotate(q.name, "max-attempts", strconv.Itoa(q.maxAttempts))
 	case "paused":
@@ -123,20 +123,16 @@ func (w *simulation) foreign(q *simQueue, there bool) {
 	}
 }
 
-// secret gives the Secret that all templates use another connection string; the bad one is none.
-func (w *simulation) secret(connection string) {
+// secret hides the Secret that all templates use, or brings it back.
+func (w *simulation) secret(hide bool) {
 	key := objectKey{"secrets", namespace, "queue"}
 	w.api.mu.Lock()
 	defer w.api.mu.Unlock()
-	old := w.api.objects[key]
-	if connection == "bad" {
+	switch old := w.api.objects[key]; {
+	case hide && old != nil:
 		w.hidden = old
-		if old != nil {
-			w.api.store(key, old, nil)
-		}
-		return
-	}
-	if old == nil {
+		w.api.store(key, old, nil)
+	case !hide && old == nil:
 		w.api.store(key, nil, w.hidden)
 	}
 }

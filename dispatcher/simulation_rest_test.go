@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -69,16 +70,15 @@ func (w *simulation) checkRest() {
 	}
 	for _, p := range w.processes {
 		for _, l := range p.lanes() {
-			w.checkIdle(p, l)
+			if wrong := l.miscounted(); wrong != "" {
+				w.violate(6, nil, "%s: %s", p.actor, wrong)
+			}
 		}
 	}
 }
 
-// checkIdle looks at a lane that has nothing to do.
-func (w *simulation) checkIdle(p *simProcess, l *lane) {
-	if wrong := l.miscounted(); wrong != "" {
-		w.violate(6, nil, "%s: %s", p.actor, wrong)
-	}
+// inHand says what a lane still has to do.
+func (l *lane) inHand() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	busy := 0
@@ -87,10 +87,11 @@ func (w *simulation) checkIdle(p *simProcess, l *lane) {
 			busy++
 		}
 	}
-	if busy+l.inFlight+l.waiting+l.unready+l.busy+l.marking+len(l.toMark)+len(l.toSettle) > 0 {
-		w.violate(6, nil, "%s at rest: %s has %d tasks, %d in flight, %d waiting, %d unready, %d to settle, %d to mark",
-			p.actor, l.identity, busy, l.inFlight, l.waiting, l.unready, l.busy+len(l.toSettle), l.marking+len(l.toMark))
+	if busy+l.inFlight+l.waiting+l.unready+l.busy+l.marking+len(l.toMark)+len(l.toSettle) == 0 {
+		return ""
 	}
+	return fmt.Sprintf("%s has %d tasks, %d in flight, %d waiting, %d unready, %d to settle, %d to mark",
+		l.identity, busy, l.inFlight, l.waiting, l.unready, l.busy+len(l.toSettle), l.marking+len(l.toMark))
 }
 
 // checkStopped looks at the processes after they have stopped.

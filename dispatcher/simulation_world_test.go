@@ -246,5 +246,12 @@ func (w *simulation) unrest() string {
 			return "Job " + name + " is not marked as settled"
 		}
 	}
+	for _, p := range w.processes {
+		for _, l := range p.lanes() {
+			if busy := l.inHand(); busy != "" {
+				return p.actor + ": " + busy
+			}
+		}
+	}
 	return ""
 }
