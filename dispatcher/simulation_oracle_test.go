@@ -99,7 +99,7 @@ func (w *simulation) checkLock(p *simProcess, r *apiRequest, lock object) {
 
 // checkTrusted is asked before a process settles a message.
 func (w *simulation) checkTrusted(s *simSource, op string, l *lease.Lease) {
-	h := &holding{lease: l}
+	h := &holding{lease: l, until: l.Deadline()}
 	if held := s.held[l.ID]; held != nil && held.lease == l {
 		h = held
 	}
@@ -248,6 +248,9 @@ func (w *simulation) jobChanged(j *simJob, before object) {
 	spec, _ := now["spec"].(object)
 	if _, ok := spec["activeDeadlineSeconds"]; ok && !j.ending {
 		j.ending = true
+		if j.message.queue.start == 0 {
+			w.violate(5, j.message, "the Job of attempt %d is ended, and there is no start-timeout that would ask for it", j.attempt)
+		}
 		w.after(time.Second, func() { w.finish(j, "DeadlineExceeded") })
 	}
 	ttl, ok := spec["ttlSecondsAfterFinished"].(float64)
@@ -298,7 +301,7 @@ func (w *simulation) poisoned(m *simMessage, reason string) {
 	switch last := moved[len(moved)-1]; {
 	case string(last.Message.Body) != m.plan.body:
 		w.violate(9, m, "it was poisoned with the body %q, want %q", last.Message.Body, m.plan.body)
-	case m.succeeded:
+	case m.succeeded && !m.meddled: // whether a Job that a person deleted had succeeded may be known to nobody
 		w.violate(1, m, "it was poisoned after a Job of it succeeded")
 	case !m.plan.bad && m.failures < m.queue.maxAttempts:
 		w.violate(7, m, "it was poisoned after %d failures, with max-attempts %d: %s", m.failures, m.queue.maxAttempts, reason)

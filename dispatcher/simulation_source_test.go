@@ -30,6 +30,9 @@ type simSource struct {
 // holding is a message that a process has.
 type holding struct {
 	lease *lease.Lease
+	// until is until when it may be trusted, as the design has it and whatever the lease says: seven eighths of what was granted, from when that was
+	// asked for.
+	until time.Time
 	// launched says that the process has asked for a Job since.
 	launched bool
 	// returning says that it has begun to give the message back, or to settle it.
@@ -47,8 +50,11 @@ func (h *holding) waits() bool { return !h.launched && !h.returning }
 // trusted reports whether the lease may be used now.
 func (h *holding) trusted() bool {
 	now := time.Now()
-	return !now.After(h.lease.Deadline()) || now.Equal(h.lostAt)
+	return !now.After(h.lease.Deadline()) && !now.After(h.until) || now.Equal(h.lostAt)
 }
+
+// granted takes note of a grant for so long, which was asked for at a time.
+func (h *holding) granted(sent time.Time, d time.Duration) { h.until = sent.Add(d * 7 / 8) }
 
 // open is Config.OpenSource.
 func (w *simulation) open(p *simProcess, spec *annotation.Spec, connectionString string) (lease.Source, error) {
@@ -146,7 +152,9 @@ func (s *simSource) Receive(ctx context.Context, limit int) ([]*lease.Lease, err
 	defer w.mu.Unlock()
 	for _, l := range leases {
 		l.Granted(sent, s.lease)
-		s.held[l.ID] = &holding{lease: l}
+		h := &holding{lease: l}
+		h.granted(sent, s.lease)
+		s.held[l.ID] = h
 	}
 	return leases, nil
 }
@@ -232,6 +240,11 @@ func (s *simSource) Extend(ctx context.Context, leases []*lease.Lease) []error {
 		if one.err == nil {
 			one.original.Receipt = one.copied.Receipt
 			one.original.Granted(sent, s.lease)
+			s.w.mu.Lock()
+			if h := s.held[one.original.ID]; h != nil && h.lease == one.original {
+				h.granted(sent, s.lease)
+			}
+			s.w.mu.Unlock()
 		}
 	}
 	return errs

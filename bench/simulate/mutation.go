@@ -111,9 +111,6 @@ var mutations = []mutation{
 	{6, "Jobs of a former leader take up no slot", []edit{
 		{"dispatcher/observe.go", "\tl.tasks[id.MessageID] = t\n\tl.takeSlot(t)", "\tl.tasks[id.MessageID] = t"},
 	}},
-	{6, "more is received while the API server takes no Jobs", []edit{
-		{"dispatcher/lane.go", "\tif l.outage {\n\t\tif l.waiting > 0", "\tif false {\n\t\tif l.waiting > 0"},
-	}},
 	{6, "more is received than the rate lets go", []edit{
 		{"dispatcher/lane.go", "if rate := s.spec.JobsPerSecond; rate > 0 {", "if rate := s.spec.JobsPerSecond; rate < 0 {"},
 	}},
@@ -138,11 +135,6 @@ var mutations = []mutation{
 		{"dispatcher/slots.go", "&slots{free: capacity}", "&slots{free: capacity, gate: make(chan struct{}, 1)}"},
 		{"dispatcher/launch.go", "\treturn l.launcher.Launch(ctx, job)", "\tl.slots.gate <- struct{}{}\n\tdefer func() { <-l.slots.gate }()\n\treturn l.launcher.Launch(ctx, job)"},
 	}},
-	{8, "one source is asked at a time", []edit{
-		{"dispatcher/slots.go", "\tseq     uint64\n}\n\ntype waiter", "\tseq     uint64\n\tgate    chan struct{}\n}\n\ntype waiter"},
-		{"dispatcher/slots.go", "&slots{free: capacity}", "&slots{free: capacity, gate: make(chan struct{}, 1)}"},
-		{"dispatcher/receive.go", "\treturn l.source.Receive(ctx, limit)", "\tl.slots.gate <- struct{}{}\n\tdefer func() { <-l.slots.gate }()\n\treturn l.source.Receive(ctx, limit)"},
-	}},
 	{8, "a source that fails keeps its slots", []edit{
 		{"dispatcher/receive.go", "\t\tl.slots.release(reserved - used)\n\n\t\tswitch {", "\t\tif err == nil {\n\t\t\tl.slots.release(reserved - used)\n\t\t}\n\n\t\tswitch {"},
 	}},
@@ -163,10 +155,6 @@ var mutations = []mutation{
 	}},
 	{0, "a dispatcher that is fenced goes on", []edit{
 		{"dispatcher/leader.go", "\tl.stepDown()\n\treturn true", "\treturn true"},
-	}},
-	{0, "a refusal by the fence is taken for one of the Job", []edit{
-		{"jobs/launcher.go", "return !Fenced(err) && (", "return ("},
-		{"dispatcher/launch.go", "jobs.Fenced(err) && l.term.fenced(ctx):", "false:"},
 	}},
 	{0, "the fence is of the term before", []edit{
 		{"dispatcher/lock.go", "return fence.Value(l.cfg.Namespace, l.LeaseMeta.Name, l.term)", "return fence.Value(l.cfg.Namespace, l.LeaseMeta.Name, l.term-1)"},
