@@ -80,7 +80,8 @@ func namesOf(records []pastJob) (n []string) {
 
 // collect does what the TTL controller does, for a while.
 func (h *harness) collect(lasting time.Duration) {
-	for start := time.Now(); time.Since(start) < lasting; advance(5 * time.Second) {
+	step := min(max(5*time.Second, lasting/200), 20*time.Second)
+	for start := time.Now(); time.Since(start) < lasting; advance(step) {
 		for _, j := range h.jobs() {
 			if ttl := j.Spec.TTLSecondsAfterFinished; ttl != nil && time.Since(jobs.StatusOf(&j).FinishedAt) >= time.Duration(*ttl)*time.Second {
 				h.deleteJob(j.Name)
@@ -152,7 +153,7 @@ func TestHistoryLimits(t *testing.T) {
 				if s, f := h.phases("resize"); s != 7 || f != 4 {
 					t.Fatalf("%d succeeded and %d failed within the window, want all", s, f)
 				}
-				for _, lasting := range []time.Duration{10 * time.Minute, 2 * time.Hour} {
+				for _, lasting := range []time.Duration{10 * time.Minute, time.Hour} {
 					h.collect(lasting)
 					if s, f := h.phases("resize"); s != test.wantSucceeded || f != test.wantFailed {
 						t.Fatalf("%d succeeded and %d failed are left, want %d and %d", s, f, test.wantSucceeded, test.wantFailed)
@@ -182,12 +183,12 @@ func TestHistoryGoesOnWithTheNextLeader(t *testing.T) {
 		h.collect(time.Minute)
 		h.start()
 		patches := h.api.count("patch", "jobs")
-		h.collect(2 * 24 * time.Hour)
+		h.collect(5 * time.Hour)
 		if s, f := h.phases("resize"); s != 3 || f != 1 {
 			t.Fatalf("%d succeeded and %d failed are left, want 3 and 1", s, f)
 		}
 		if got := h.api.count("patch", "jobs") - patches; got != 0 {
-			t.Errorf("%d patches in two days without a message", got)
+			t.Errorf("%d patches in five hours without a message", got)
 		}
 		last := h.finish(q, "resize", 3, 1)
 		h.collect(20 * time.Minute)

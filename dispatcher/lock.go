@@ -160,6 +160,9 @@ func (l *shardLock) Update(ctx context.Context, record resourcelock.LeaderElecti
 		record.LeaderTransitions = l.term // client-go does not know what Create made of it
 	case !l.members.mayTake(l.shard):
 		return errNotOurTurn
+	case l.seen.HolderIdentity == l.cfg.Identity:
+		// Ours from an earlier turn, whose release went astray. client-go takes that for the same term; a request of it may be under way still.
+		record.LeaderTransitions = l.seen.LeaderTransitions + 1
 	}
 	now := time.Now()
 	if err := l.LeaseLock.Update(ctx, record); err != nil {

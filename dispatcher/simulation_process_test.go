@@ -163,7 +163,7 @@ func (p *simProcess) wakeUp() {
 	p.gate.set(func(s *gateState) { s.held = false })
 }
 
-// awake waits until the process is not paused.
+// awake waits until the process is not paused, or until nobody waits any more.
 func (p *simProcess) awake(stop <-chan struct{}) {
 	for {
 		p.w.mu.Lock()
@@ -175,6 +175,8 @@ func (p *simProcess) awake(stop <-chan struct{}) {
 		select {
 		case <-resume:
 		case <-stop:
+			return
+		case <-p.w.over: // what has no context, such as an Event, waits for it
 			return
 		}
 	}

@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -67,7 +69,7 @@ func simulate(t *testing.T, seed uint64) (w *simulation) {
 	t.Helper()
 	defer func() {
 		if r := recover(); r != nil { // synctest's way to say that goroutines are left
-			w.violate(8, nil, "%v", r)
+			w.violate(8, nil, "%v\n%s", r, leftBehind())
 		}
 	}()
 	watchdog := time.AfterFunc(tooLong, func() { // in real time: a loop that no request goes through keeps the virtual one from passing
@@ -85,6 +87,19 @@ func simulate(t *testing.T, seed uint64) (w *simulation) {
 		w.run()
 	})
 	return w
+}
+
+// leftBehind is the stacks of the goroutines that have not ended with their bubble.
+func leftBehind() string {
+	stacks := make([]byte, 1<<20)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	var left []string
+	for stack := range strings.SplitSeq(string(stacks), "\n\n") {
+		if strings.Contains(stack, "synctest bubble") {
+			left = append(left, stack)
+		}
+	}
+	return strings.Join(left, "\n\n")
 }
 
 func newSimulation(t *testing.T, p *plan) *simulation {
