@@ -85,10 +85,6 @@ var mutations = []mutation{
 	}},
 
 	// 5. A lease is trusted for less time than the server grants.
-	{5, "a Job is created without a look at the lease's deadline", []edit{
-		{"dispatcher/launch.go", "if !time.Now().Before(deadline) {", "if _ = deadline; false {"},
-		{"dispatcher/launch.go", "min(time.Until(deadline), l.tuning.LaunchTimeout)", "l.tuning.LaunchTimeout"},
-	}},
 	{5, "a message is settled without a look at the lease's deadline", []edit{
 		{"dispatcher/settle.go", "if !time.Now().Before(deadline) {", "if false {"},
 		{"dispatcher/settle.go", "context.WithDeadline(ctx, until)", "context.WithCancel(ctx)"},
@@ -137,12 +133,6 @@ var mutations = []mutation{
 	}},
 	{8, "a source that fails keeps its slots", []edit{
 		{"dispatcher/receive.go", "\t\tl.slots.release(reserved - used)\n\n\t\tswitch {", "\t\tif err == nil {\n\t\t\tl.slots.release(reserved - used)\n\t\t}\n\n\t\tswitch {"},
-	}},
-	{8, "a source may take as long as it likes to hand out messages", []edit{
-		{"dispatcher/receive.go", "ctx, cancel := context.WithTimeout(ctx, l.tuning.SourceTimeout)", "ctx, cancel := context.WithCancel(ctx)"},
-	}},
-	{8, "templates are looked at one after another", []edit{
-		{"dispatcher/discover.go", "\t\tsyncing.Go(func() {", "\t\tfunc(f func()) { f() }(func() {"},
 	}},
 	{8, "settling is tried again without a pause", []edit{
 		{"dispatcher/settle.go", "spread(doubled(200*time.Millisecond, 15*time.Second, c.failures))", "time.Millisecond"},
