@@ -122,8 +122,9 @@ func (d *discovery) findFence(ctx context.Context, c *candidate, identity string
 	case jobs.Fenced(err):
 		d.term.log.Info("fenced: the API server refuses the Jobs of former leaders")
 	case err == nil:
-		d.term.log.Info("not fenced: should this process be paused for long and another take over, a Job that it was about to create can still be created; " +
-			`"lighterman fence | kubectl apply -f -" installs the fence`)
+		d.term.log.Info("not fenced: should this process be paused for long and another take over, a Job that it was about to create can still be created; "+
+			"the policy that the command prints, for kubectl apply, rules that out",
+			"command", "lighterman fence --lock-namespace "+d.cfg.Lock.Namespace)
 	default:
 		d.fenceFound.Store(false) // the next template may tell
 		return

@@ -188,6 +188,7 @@ func (l *lane) run(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	l.setState()
+	l.metrics.SetStalled("", 0) // what an earlier lane may have left
 	drain, cancelDrain := lingering(ctx, l.tuning.DrainTimeout)
 	defer cancelDrain()
 

@@ -182,7 +182,16 @@ func (l *lane) launchTask(ctx context.Context, o order) {
 			l.settleTask(o, settlement{outcome: returned})
 			return
 		}
+		if !l.isCurrent(o) {
+			return // the watch was faster; and should somebody have deleted the Job since, it is not to be created again
+		}
 	}
+}
+
+func (l *lane) isCurrent(o order) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return o.current()
 }
 
 func (l *lane) jobsCreated() int {

@@ -65,7 +65,7 @@ func (d *Dispatcher) term(ctx context.Context, shard int, m *members) error {
 		LeaseDuration:   d.cfg.Lock.LeaseDuration,
 		RenewDeadline:   d.cfg.Lock.giveUpAfter(),
 		RetryPeriod:     d.cfg.Lock.lookEvery(),
-		ReleaseOnCancel: true,
+		ReleaseOnCancel: false, // it would release what it read last, whose ever that is, and before the lanes have ended
 		Name:            lock.LeaseMeta.Name,
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: func(held context.Context) {
@@ -107,19 +107,15 @@ func (d *Dispatcher) term(ctx context.Context, shard int, m *members) error {
 
 	stop := context.AfterFunc(leading, func() {
 		windUp()
-		lock.woundUp.Store(true)
 		release()
 	})
 	defer stop()
 	elector.Run(holding)
-	// The elector has tried to release the lock, once. What a process that stops has left of its time goes into more tries.
-	lost := leading.Err() == nil
+	if holding.Err() == nil {
+		log.Warn("lost the leader lock; standing by")
+	}
 	stepDown()
 	windUp()
-	if lost {
-		log.Warn("lost the leader lock; standing by")
-		return nil
-	}
 	leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTime)
 	defer cancel()
 	if err := lock.release(leaving); err != nil {

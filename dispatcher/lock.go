@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -50,7 +50,9 @@ func (c *LockConfig) giveUpAfter() time.Duration { return c.LeaseDuration * 2 / 
 
 // lookEvery is how often the others look, which decides how soon after LeaseDuration one of them takes over: client-go waits up to 2.2 times
 // as long, before it sees the last renewal and again after its end.
-func (c *LockConfig) lookEvery() time.Duration { return c.LeaseDuration / 40 }
+func (c *LockConfig) lookEvery() time.Duration {
+	return min(c.LeaseDuration/40, 375*time.Millisecond)
+}
 
 // lockName is the name of a shard's lock.
 func (c *LockConfig) lockName(shard int) string {
@@ -79,11 +81,11 @@ type shardLock struct {
 	cfg     *LockConfig
 	members *members
 	shard   int
+	log     *slog.Logger
+	// complained is when a failure was last told of.
+	complained time.Time
 	// seen is the record as last read or written.
 	seen resourcelock.LeaderElectionRecord
-
-	// woundUp is set when the lanes have ended, so that the lock may be released.
-	woundUp atomic.Bool
 
 	mu sync.Mutex
 	// sent is when the last renewal that succeeded was sent; zero before the lock is ours.
@@ -99,7 +101,7 @@ func newShardLock(cfg *LockConfig, m *members, shard int) *shardLock {
 			LockConfig: resourcelock.ResourceLockConfig{Identity: cfg.Identity},
 			Labels:     map[string]string{fence.LabelLock: cfg.Name, labelElection: cfg.Name},
 		},
-		cfg: cfg, members: m, shard: shard,
+		cfg: cfg, members: m, shard: shard, log: m.log,
 	}
 }
 
@@ -119,6 +121,8 @@ func (l *shardLock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord
 	record, raw, err := l.LeaseLock.Get(ctx)
 	if err == nil {
 		l.seen = *record
+	} else if !apierrors.IsNotFound(err) {
+		l.complain(ctx, "reading", err)
 	}
 	return record, raw, err
 }
@@ -134,6 +138,7 @@ func (l *shardLock) Create(ctx context.Context, record resourcelock.LeaderElecti
 	record.LeaderTransitions = int(max(time.Since(firstTerm), 0) / time.Second)
 	sent := time.Now()
 	if err := l.LeaseLock.Create(ctx, record); err != nil {
+		l.complain(ctx, "creating", err)
 		return err
 	}
 	l.written(record, sent)
@@ -145,10 +150,8 @@ func (l *shardLock) Update(ctx context.Context, record resourcelock.LeaderElecti
 	held, sent := l.holding()
 	switch {
 	case record.HolderIdentity == "":
-		// client-go releases what it read last, without a look at whose it is by then. It also does so when it gives up after renewals that
-		// failed, before anybody has been told: the lock expires then, while the lanes end.
-		if l.seen.HolderIdentity != l.cfg.Identity || !l.woundUp.Load() {
-			return nil
+		if l.seen.HolderIdentity != l.cfg.Identity {
+			return nil // it is another's by now
 		}
 	case held:
 		if l.seen.HolderIdentity != l.cfg.Identity || l.seen.LeaderTransitions != l.term {
@@ -166,10 +169,23 @@ func (l *shardLock) Update(ctx context.Context, record resourcelock.LeaderElecti
 	}
 	now := time.Now()
 	if err := l.LeaseLock.Update(ctx, record); err != nil {
+		l.complain(ctx, "writing", err)
 		return err
 	}
 	l.written(record, now)
 	return nil
+}
+
+// complainEvery is how often a failure that lasts is told again.
+const complainEvery = time.Minute
+
+// complain tells of a failure, since the elector only tries again. That somebody else was faster is none.
+func (l *shardLock) complain(ctx context.Context, doing string, err error) {
+	if ctx.Err() == context.Canceled || apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) || time.Since(l.complained) < complainEvery {
+		return
+	}
+	l.complained = time.Now()
+	l.log.Warn(doing+" the leader lock failed, and is tried again; without it, nothing is dispatched", "lock", l.Describe(), "err", err)
 }
 
 func (l *shardLock) written(record resourcelock.LeaderElectionRecord, sent time.Time) {
@@ -189,7 +205,7 @@ func (l *shardLock) holding() (held bool, sent time.Time) {
 	return !l.sent.IsZero(), l.sent
 }
 
-// release gives the lock up if the elector, which tries once, has not succeeded in it.
+// release gives the lock up, if it is ours.
 func (l *shardLock) release(ctx context.Context) error {
 	retry := backoff{base: 50 * time.Millisecond, limit: 500 * time.Millisecond}
 	for held, _ := l.holding(); held; held, _ = l.holding() {
@@ -220,7 +236,9 @@ func (l *shardLock) tryRelease(ctx context.Context) error {
 // valid reports whether nobody else can have taken the lock yet. A process that was paused finds out by it before its elector does.
 func (l *shardLock) valid() bool {
 	held, sent := l.holding()
-	return held && time.Since(sent) < l.cfg.LeaseDuration
+	// The monotonic clock stands still while a machine is suspended.
+	passed := max(time.Since(sent), time.Now().Round(0).Sub(sent.Round(0)))
+	return held && passed < l.cfg.LeaseDuration
 }
 
 // fence is what the Jobs of this term carry.

@@ -142,7 +142,7 @@ func (m *members) run(ctx context.Context) {
 }
 
 // leaveTime is how long a process that stops tries to tell the others so, by its membership and its locks: they would wait for longer.
-const leaveTime = 4 * time.Second
+const leaveTime = 3 * time.Second
 
 func (m *members) leave(ctx context.Context) error {
 	retry := backoff{base: 50 * time.Millisecond, limit: 500 * time.Millisecond}

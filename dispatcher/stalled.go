@@ -109,12 +109,8 @@ func (l *lane) isStalled() bool {
 }
 
 func stalledProblem(job, reason, why string, waiting int) problem {
-	key := reason
-	if reason == "ErrImagePull" || reason == "ImagePullBackOff" {
-		key = "image" // they take turns
-	}
-	return problem{
-		about: aboutStalled, key: key, reason: "JobsNotStarting",
+	return problem{ // of one kind, whatever the reason: they take turns, as ErrImagePull and ImagePullBackOff do
+		about: aboutStalled, reason: "JobsNotStarting",
 		text: fmt.Sprintf("%d Jobs have had no ready pod for %v or more. The one that has waited longest, %s: %s", waiting, stalledAfter, job, why),
 	}
 }

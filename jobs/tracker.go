@@ -14,7 +14,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// Follower is told of the Jobs of one source. Its methods are called one after another from one goroutine, and must not
+// Follower is told of the Jobs of one source. Its methods are called one after another by the Tracker, and must not
 // block.
 type Follower interface {
 	// JobChanged is called for each Job that appears or changes, and once for each at the start.

@@ -63,9 +63,8 @@ func (l *Lease) Granted(sentAt time.Time, d time.Duration) {
 
 // Deadline is until when the lease is trusted. Past it, nothing may be launched or settled with it.
 func (l *Lease) Deadline() time.Time {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.deadline
+	_, deadline := l.schedule()
+	return deadline
 }
 
 // Valid reports whether the lease is trusted now.
@@ -82,5 +81,10 @@ func (l *Lease) forfeit() {
 func (l *Lease) schedule() (renewAt, deadline time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	// The monotonic clock stands still while a machine is suspended, and the wall clock can be set: what says less counts.
+	now := time.Now()
+	if wall := l.deadline.Round(0).Sub(now.Round(0)); wall < l.deadline.Sub(now) {
+		return l.renewAt, now.Add(wall)
+	}
 	return l.renewAt, l.deadline
 }

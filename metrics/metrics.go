@@ -143,7 +143,7 @@ func New(reg prometheus.Registerer) *Metrics {
 		Label{Name: "reason", Values: reasons})
 	m.settled = d.templateCounter("tasks_settled_total",
 		"Tasks that ended: completed after success; requeued for another attempt; poisoned after the last; or returned, "+
-			"uncounted, as they could not be launched.",
+			"uncounted, as they could not be launched, or as the process stopped while their Jobs run.",
 		Label{Name: "outcome", Values: []string{"completed", "requeued", "poisoned", "returned"}})
 	m.renewals = d.templateCounter("lease_renewals_total", "Renewals of leases asked of the source.",
 		Label{Name: "result", Values: []string{"ok", "error"}})

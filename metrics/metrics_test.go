@@ -66,7 +66,7 @@ lighterman_task_failures_total{namespace="shop",reason="MaxFailedIndexesExceeded
 lighterman_task_failures_total{namespace="shop",reason="PodFailurePolicy",template="cronjob/thumbs"} 0
 lighterman_task_failures_total{namespace="shop",reason="StartTimeout",template="cronjob/thumbs"} 0
 lighterman_task_failures_total{namespace="shop",reason="other",template="cronjob/thumbs"} 1
-# HELP lighterman_tasks_settled_total Tasks that ended: completed after success; requeued for another attempt; poisoned after the last; or returned, uncounted, as they could not be launched.
+# HELP lighterman_tasks_settled_total Tasks that ended: completed after success; requeued for another attempt; poisoned after the last; or returned, uncounted, as they could not be launched, or as the process stopped while their Jobs run.
 # TYPE lighterman_tasks_settled_total counter
 lighterman_tasks_settled_total{namespace="shop",outcome="completed",template="cronjob/thumbs"} 1
 lighterman_tasks_settled_total{namespace="shop",outcome="poisoned",template="cronjob/thumbs"} 1

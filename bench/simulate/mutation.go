@@ -47,9 +47,6 @@ var mutations = []mutation{
 	{3, "each delivery is an attempt", []edit{
 		{"dispatcher/receive.go", "attempt: 1, lease: held", "attempt: int(held.Deliveries), lease: held"},
 	}},
-	{3, "what became of a message before is not looked at", []edit{
-		{"dispatcher/receive.go", "if last == nil {", "if last = nil; last == nil {"},
-	}},
 	{3, "a Job that runs is not adopted, and its message gets another", []edit{
 		{"dispatcher/observe.go", "\tl.tasks[id.MessageID] = t\n\tl.takeSlot(t)", "\tif true {\n\t\treturn\n\t}\n\tl.takeSlot(t)"},
 		{"dispatcher/receive.go", "\tif !status.Phase.Finished() {\n\t\tl.metrics.Adopted.Inc()", "\tif !status.Phase.Finished() {\n\t\tt.attempt++\n\t\tl.enqueue(t)\n\t\treturn\n\t}\n\tif !status.Phase.Finished() {\n\t\tl.metrics.Adopted.Inc()"},
@@ -79,9 +76,6 @@ var mutations = []mutation{
 	}},
 	{4, "a Job is marked when it has finished, before its message is settled", []edit{
 		{"dispatcher/observe.go", "\t\tl.finished(t, job.Name, status)\n\t\treturn\n\t}\n\tl.progress", "\t\tl.toMark = append(l.toMark, mark{job: job, outcome: completed})\n\t\twake(l.wakeMark)\n\t\tl.finished(t, job.Name, status)\n\t\treturn\n\t}\n\tl.progress"},
-	}},
-	{4, "a source that looks empty shows at once that a message is gone", []edit{
-		{"dispatcher/mark.go", "before := emptyAt.Add(-l.settings.Load().spec.LeaseDuration - clockSkew)", "before := emptyAt"},
 	}},
 
 	// 5. A lease is trusted for less time than the server grants.
@@ -150,6 +144,7 @@ var mutations = []mutation{
 		{"dispatcher/lock.go", "return fence.Value(l.cfg.Namespace, l.LeaseMeta.Name, l.term)", "return fence.Value(l.cfg.Namespace, l.LeaseMeta.Name, l.term-1)"},
 	}},
 	{0, "the lock is given up before the lanes have ended", []edit{
+		{"dispatcher/leader.go", "ReleaseOnCancel: false,", "ReleaseOnCancel: true,"},
 		{"dispatcher/leader.go", "\t\twindUp()\n\t\trelease()", "\t\trelease()"},
 	}},
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -15,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -157,8 +157,9 @@ func (o *runOptions) check() error {
 		return fmt.Errorf("--lock-duration=%v: must be whole seconds, at least 1s", o.lock.LeaseDuration)
 	case o.lock.Shards < 1:
 		return fmt.Errorf("--shards=%d: must be at least 1", o.lock.Shards)
-	case o.lock.Name == "":
-		return errors.New("--lock-name: must not be empty")
+	}
+	if problems := validation.IsDNS1123Label(o.lock.Name); len(problems) > 0 {
+		return fmt.Errorf("--lock-name=%q: %s", o.lock.Name, strings.Join(problems, "; "))
 	}
 	return nil
 }
