@@ -80,7 +80,7 @@ func (l *lane) askPods(ctx context.Context, s start, waiting int) (reason string
 	case reason == "ContainerCreating" && time.Since(s.since) < creatingAfter:
 		return ""
 	}
-	l.report.problem(l.settings.Load().object, stalledProblem(name, reason, why, waiting))
+	l.report.problem(l.settings.Load().object, stalledProblem(name, why, waiting))
 	return reason
 }
 
@@ -108,7 +108,7 @@ func (l *lane) isStalled() bool {
 	return l.stalled != ""
 }
 
-func stalledProblem(job, reason, why string, waiting int) problem {
+func stalledProblem(job, why string, waiting int) problem {
 	return problem{ // of one kind, whatever the reason: they take turns, as ErrImagePull and ImagePullBackOff do
 		about: aboutStalled, reason: "JobsNotStarting",
 		text: fmt.Sprintf("%d Jobs have had no ready pod for %v or more. The one that has waited longest, %s: %s", waiting, stalledAfter, job, why),

@@ -54,9 +54,6 @@ var mutations = []mutation{
 	{3, "a message that comes again after its Job succeeded gets another Job", []edit{
 		{"dispatcher/receive.go", "case s.outcome == requeued && !time.Now().Before(s.notBefore):", "case s.outcome == completed, s.outcome == requeued && !time.Now().Before(s.notBefore):"},
 	}},
-	{3, "the lowest attempt is taken for the last", []edit{
-		{"dispatcher/receive.go", "id.Attempt > highest {", "(last == nil || id.Attempt < highest) {"},
-	}},
 
 	// 4. Job objects outlive the doubt.
 	{4, "a Job removes itself as soon as it has finished", []edit{
