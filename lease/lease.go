@@ -81,9 +81,9 @@ func (l *Lease) forfeit() {
 func (l *Lease) schedule() (renewAt, deadline time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	// The monotonic clock stands still while a machine is suspended, and the wall clock can be set: what says less counts.
+	// The monotonic clock stands still while a machine is suspended. The two are never read in the very same moment.
 	now := time.Now()
-	if wall := l.deadline.Round(0).Sub(now.Round(0)); wall < l.deadline.Sub(now) {
+	if wall := l.deadline.Round(0).Sub(now.Round(0)); wall < l.deadline.Sub(now)-time.Second {
 		return l.renewAt, now.Add(wall)
 	}
 	return l.renewAt, l.deadline
