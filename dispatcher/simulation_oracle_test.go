@@ -303,7 +303,7 @@ func (w *simulation) poisoned(m *simMessage, reason string) {
 		w.violate(9, m, "it was poisoned with the body %q, want %q", last.Message.Body, m.plan.body)
 	case m.succeeded && !m.meddled: // whether a Job that a person deleted had succeeded may be known to nobody
 		w.violate(1, m, "it was poisoned after a Job of it succeeded")
-	case !m.plan.bad && m.failures < m.queue.maxAttempts:
+	case !m.plan.bad && !m.meddled && m.failures < m.queue.maxAttempts:
 		w.violate(7, m, "it was poisoned after %d failures, with max-attempts %d: %s", m.failures, m.queue.maxAttempts, reason)
 	}
 	w.ended(m, "poisoned")
