@@ -63,6 +63,19 @@ func heed(planned time.Duration, err error) time.Duration {
 	return max(planned, asked+time.Duration(float64(asked)/5*rand.Float64())) //nolint:gosec // no secret depends on it
 }
 
+// persist tries until it has succeeded or ctx ends, each time for no longer than timeout. It returns why the last try failed.
+func persist(ctx context.Context, timeout time.Duration, try func(context.Context) error) error {
+	retry := backoff{base: 50 * time.Millisecond, limit: 500 * time.Millisecond}
+	for {
+		once, cancel := context.WithTimeout(ctx, timeout)
+		err := try(once)
+		cancel()
+		if err == nil || !sleep(ctx, retry.next()) {
+			return err
+		}
+	}
+}
+
 // sleep waits for d, or less if ctx ends; it reports whether ctx is still alive.
 func sleep(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)

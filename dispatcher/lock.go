@@ -207,19 +207,10 @@ func (l *shardLock) holding() (held bool, sent time.Time) {
 
 // release gives the lock up, if it is ours.
 func (l *shardLock) release(ctx context.Context) error {
-	retry := backoff{base: 50 * time.Millisecond, limit: 500 * time.Millisecond}
-	for held, _ := l.holding(); held; held, _ = l.holding() {
-		callCtx, cancel := context.WithTimeout(ctx, l.cfg.renewEvery())
-		err := l.tryRelease(callCtx)
-		cancel()
-		if err == nil {
-			return nil
-		}
-		if !sleep(ctx, retry.next()) {
-			return err
-		}
+	if held, _ := l.holding(); !held {
+		return nil
 	}
-	return nil
+	return persist(ctx, l.cfg.renewEvery(), l.tryRelease)
 }
 
 func (l *shardLock) tryRelease(ctx context.Context) error {

@@ -145,18 +145,13 @@ func (m *members) run(ctx context.Context) {
 const leaveTime = 3 * time.Second
 
 func (m *members) leave(ctx context.Context) error {
-	retry := backoff{base: 50 * time.Millisecond, limit: 500 * time.Millisecond}
-	for {
-		callCtx, cancel := context.WithTimeout(ctx, m.cfg.renewEvery())
-		err := m.leases().Delete(callCtx, m.own, metav1.DeleteOptions{})
-		cancel()
-		if err == nil || apierrors.IsNotFound(err) {
+	return persist(ctx, m.cfg.renewEvery(), func(ctx context.Context) error {
+		err := m.leases().Delete(ctx, m.own, metav1.DeleteOptions{})
+		if apierrors.IsNotFound(err) {
 			return nil
 		}
-		if !sleep(ctx, retry.next()) {
-			return err
-		}
-	}
+		return err
+	})
 }
 
 func (m *members) leases() coordinationclient.LeaseInterface {
