@@ -238,3 +238,16 @@ func TestGrantedKeepsTimeInHand(t *testing.T) {
 		t.Errorf("deadline %v after sending, want %v", got.Sub(sent), want.Sub(sent))
 	}
 }
+
+// TestNoDeadlineStays: a lease that was never granted, or that was forfeited, has the zero deadline, whenever it is asked for.
+func TestNoDeadlineStays(t *testing.T) {
+	var l Lease
+	if got := l.Deadline(); !got.IsZero() {
+		t.Errorf("the deadline of a lease that was never granted is %v, want the zero time", got)
+	}
+	l.Granted(time.Now(), time.Minute)
+	l.forfeit()
+	if got := l.Deadline(); !got.IsZero() || l.Valid() {
+		t.Errorf("the deadline of a forfeited lease is %v, valid: %v; want the zero time, and not valid", got, l.Valid())
+	}
+}

@@ -81,9 +81,10 @@ func (l *Lease) forfeit() {
 func (l *Lease) schedule() (renewAt, deadline time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	// The monotonic clock stands still while a machine is suspended. The two are never read in the very same moment.
+	// The monotonic clock stands still while a machine is suspended. The two are never read in the very same moment. Where there is no deadline, both
+	// differences are the least Duration there is.
 	now := time.Now()
-	if wall := l.deadline.Round(0).Sub(now.Round(0)); wall < l.deadline.Sub(now)-time.Second {
+	if wall := l.deadline.Round(0).Sub(now.Round(0)); wall+time.Second < l.deadline.Sub(now) {
 		return l.renewAt, now.Add(wall)
 	}
 	return l.renewAt, l.deadline
