@@ -159,7 +159,7 @@ func (l *lane) settleTogether(ctx context.Context, batch []claim) {
 // errNoTime means that a message was not handed over: its lease expires instead.
 var errNoTime = errors.New("no time left to hand the message over")
 
-// errBusy means that a renewal is still using the leases: nothing else may be done with them, and nobody holds them any more.
+// errBusy means that a renewal is still using the leases: nothing else may be done with them.
 var errBusy = errors.New("a renewal of the lease does not end")
 
 // settleValid makes the call to the source for those leases that are still trusted, and for no longer than all of them are
@@ -324,7 +324,7 @@ func (l *lane) countSettled(o outcome) {
 // retrySettling tries again after a while, with the lease renewed meanwhile. The caller holds the mutex.
 func (l *lane) retrySettling(c claim, err error) {
 	t := c.task
-	if t.lease == c.held && !errors.Is(err, errBusy) {
+	if t.lease == c.held {
 		l.keeper.Hold(c.held)
 	}
 	if c.failures == 0 {

@@ -24,7 +24,9 @@ type simSource struct {
 	lease time.Duration
 	bad   bool // the connection string
 
-	held map[string]*holding // what the process was handed out by this source, by message; the world's mutex guards it
+	// The world's mutex guards these.
+	held  map[string]*holding     // what the process was handed out by this source, by message
+	under map[*lease.Lease]string // the operation that is under way for a lease
 }
 
 // holding is a message that a process has.
@@ -64,7 +66,7 @@ func (w *simulation) open(p *simProcess, spec *annotation.Spec, connectionString
 		if q.name == spec.Stream {
 			s := &simSource{
 				Memory: q.memory.Handle(spec.LeaseDuration), w: w, p: p, q: q, lease: spec.LeaseDuration,
-				bad: !strings.HasPrefix(connectionString, "good"), held: map[string]*holding{},
+				bad: !strings.HasPrefix(connectionString, "good"), held: map[string]*holding{}, under: map[*lease.Lease]string{},
 			}
 			p.sources = append(p.sources, s)
 			return s, nil
@@ -174,6 +176,10 @@ func (s *simSource) try(ctx context.Context, op string, leases []*lease.Lease, a
 	for i, l := range leases {
 		all[i] = &trial{original: l, copied: &lease.Lease{Message: l.Message, Receipt: l.Receipt}}
 		names = append(names, l.ID)
+		if other := s.under[l]; other != "" {
+			w.violate(5, s.q.messages[l.ID], "%s sends %s while %s of the same lease is under way", s.p.actor, op, other)
+		}
+		s.under[l] = op
 		if op != "extend" {
 			w.checkTrusted(s, op, l)
 			if h := s.held[l.ID]; h != nil && h.lease == l {
@@ -191,11 +197,14 @@ func (s *simSource) try(ctx context.Context, op string, leases []*lease.Lease, a
 		}
 		return true
 	})
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, l := range leases {
+		delete(s.under, l)
+	}
 	if err != nil {
 		return nil, slices.Repeat([]error{err}, len(leases))
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	var errs []error
 	for i, one := range all {
 		if one.err != nil {

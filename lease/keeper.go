@@ -55,6 +55,8 @@ type entry struct {
 	lastErr  error         // why the last renewal failed
 	index    int           // position in the heap; -1 while it is being extended
 	extended chan struct{} // closed when the Extend call that is under way ends
+	// released says that it was let go while it was being extended. It is remembered until that call ends, so that whoever asks again waits again.
+	released bool
 }
 
 // errNotRenewed is why a lease is lost that no Extend call got to in time.
@@ -84,7 +86,8 @@ func NewKeeper(extender Extender, cfg KeeperConfig) *Keeper {
 func (k *Keeper) Hold(leases ...*Lease) {
 	k.mu.Lock()
 	for _, l := range leases {
-		if _, ok := k.held[l]; ok {
+		if e, ok := k.held[l]; ok {
+			e.released = false
 			continue
 		}
 		renewAt, _ := l.schedule()
@@ -97,7 +100,7 @@ func (k *Keeper) Hold(leases ...*Lease) {
 }
 
 // Release lets the leases go, and returns once no Extend call is using them: from then on they are the caller's to
-// settle. Those that are not held are passed over. It fails only when ctx ends first.
+// settle. Those that are not held are passed over. It fails only when ctx ends first; they are let go all the same, and may be released again, or held.
 func (k *Keeper) Release(ctx context.Context, leases ...*Lease) error {
 	for _, extended := range k.remove(leases) {
 		select {
@@ -121,17 +124,18 @@ func (k *Keeper) remove(leases []*Lease) (busy []chan struct{}) {
 		if !ok {
 			continue
 		}
-		delete(k.held, l)
-		if e.index >= 0 {
-			heap.Remove(&k.due, e.index)
-		} else {
+		if e.index < 0 {
+			e.released = true
 			busy = append(busy, e.extended)
+			continue
 		}
+		delete(k.held, l)
+		heap.Remove(&k.due, e.index)
 	}
 	return busy
 }
 
-// Held is how many leases are held.
+// Held is how many leases are held, with those that were let go while a call uses them.
 func (k *Keeper) Held() int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -265,15 +269,15 @@ func (k *Keeper) extend(ctx context.Context, batch []*entry) {
 			// A quarter of what is left, so that the tries come closer together as the deadline nears.
 			e.at = now.Add(max(deadline.Sub(now)/4, together))
 		}
-		if k.held[e.lease] != e {
-			continue // released meanwhile
-		}
-		if errors.Is(err, ErrLost) {
+		switch {
+		case e.released:
+			delete(k.held, e.lease)
+		case errors.Is(err, ErrLost):
 			delete(k.held, e.lease)
 			lost = append(lost, e)
-			continue
+		default:
+			heap.Push(&k.due, e)
 		}
-		heap.Push(&k.due, e)
 	}
 	close(batch[0].extended)
 	k.mu.Unlock()

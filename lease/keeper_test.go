@@ -212,8 +212,13 @@ func TestReleaseWaitsForTheExtension(t *testing.T) {
 		l := newLease("a", time.Minute)
 		k.Hold(l)
 		advance(21 * time.Second) // the extension is under way
+		soon, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := k.Release(soon, l); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("released (%v) while an extension was under way", err)
+		}
 		released := make(chan error, 1)
-		go func() { released <- k.Release(t.Context(), l) }()
+		go func() { released <- k.Release(t.Context(), l) }() // it is let go already, and waited for all the same
 		synctest.Wait()
 		select {
 		case err := <-released:
@@ -237,6 +242,28 @@ func TestGrantedKeepsTimeInHand(t *testing.T) {
 	if got, want := l.Deadline(), sent.Add(70*time.Second); !got.Equal(want) {
 		t.Errorf("deadline %v after sending, want %v", got.Sub(sent), want.Sub(sent))
 	}
+}
+
+// TestHeldAgainWhileItIsExtended: a lease that could not be released in time is held again, and renewed from then on.
+func TestHeldAgainWhileItIsExtended(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := &extender{d: time.Minute, hang: make(chan struct{})}
+		k := keep(t, x, KeeperConfig{})
+		l := newLease("a", time.Minute)
+		k.Hold(l)
+		advance(21 * time.Second) // the extension is under way
+		soon, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := k.Release(soon, l); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("released (%v) while an extension was under way", err)
+		}
+		k.Hold(l)
+		close(x.hang)
+		advance(time.Minute)
+		if len(x.calls) < 3 || !l.Valid() || k.Held() != 1 {
+			t.Errorf("%d calls, valid: %v, %d held; want it renewed as ever", len(x.calls), l.Valid(), k.Held())
+		}
+	})
 }
 
 // TestNoDeadlineStays: a lease that was never granted, or that was forfeited, has the zero deadline, whenever it is asked for.

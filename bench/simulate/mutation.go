@@ -85,7 +85,11 @@ var mutations = []mutation{
 	}},
 	{5, "a lease that was refused its renewal is still trusted", []edit{
 		{"lease/keeper.go", "\t\t\te.lease.forfeit()\n", ""},
-		{"lease/keeper.go", "\t\tif errors.Is(err, ErrLost) {\n\t\t\tdelete(k.held, e.lease)", "\t\tif false {\n\t\t\tdelete(k.held, e.lease)"},
+		{"lease/keeper.go", "case errors.Is(err, ErrLost):\n\t\t\tdelete(k.held, e.lease)", "case false:\n\t\t\tdelete(k.held, e.lease)"},
+	}},
+	{5, "a lease that could not be released in time is settled while it is renewed", []edit{
+		{"lease/keeper.go", "e.released = true\n\t\t\tbusy = append(busy, e.extended)", "if !e.released {\n\t\t\t\tbusy = append(busy, e.extended)\n\t\t\t}\n\t\t\te.released = true"},
+		{"dispatcher/settle.go", "if t.lease == c.held {", "if t.lease == c.held && !errors.Is(err, errBusy) {"},
 	}},
 	{5, "the Job of a message whose lease was lost is ended", []edit{
 		{"dispatcher/lane.go", "\t\tt.lease = nil\n\t\tif t.state == queued {", "\t\tt.lease = nil\n\t\tfor _, job := range l.tracker.OfMessage(l.identity, held.ID) {\n\t\t\tgo func() { _ = l.launcher.End(context.Background(), job.Namespace, job.Name, \"Lost\", \"\") }()\n\t\t}\n\t\tif t.state == queued {"},
