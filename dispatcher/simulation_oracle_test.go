@@ -114,7 +114,7 @@ func (w *simulation) checkRoom(s *simSource, limit int) {
 	var waiting []*holding
 	for id, h := range s.held {
 		m := s.q.messages[id]
-		if m.ended != "" || h.spent || !h.lostAt.IsZero() || !h.trusted() {
+		if m.ended != "" || h.spent || h.lapsed || !h.lostAt.IsZero() || !h.trusted() {
 			continue
 		}
 		held++

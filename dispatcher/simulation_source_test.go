@@ -44,6 +44,8 @@ type holding struct {
 	spent bool
 	// lostAt is when it was told that the lease is lost. What happens in that very moment may have been begun before.
 	lostAt time.Time
+	// lapsed says that the trust had ended before a renewal came through after all: the process may have let the message go by then.
+	lapsed bool
 }
 
 // waits reports whether nothing has been done with the message yet.
@@ -56,7 +58,10 @@ func (h *holding) trusted() bool {
 }
 
 // granted takes note of a grant for so long, which was asked for at a time.
-func (h *holding) granted(sent time.Time, d time.Duration) { h.until = sent.Add(d * 7 / 8) }
+func (h *holding) granted(sent time.Time, d time.Duration) {
+	h.lapsed = h.lapsed || !h.until.IsZero() && time.Now().After(h.until)
+	h.until = sent.Add(d * 7 / 8)
+}
 
 // open is Config.OpenSource.
 func (w *simulation) open(p *simProcess, spec *annotation.Spec, connectionString string) (lease.Source, error) {
