@@ -45,11 +45,11 @@ func (l *lane) auditOnce(ctx context.Context) (gone int) {
 			}
 			return gone
 		}
-		if exists || l.tracker.Knows(m.id) {
+		if exists || l.tracker.Knows(m.namespace, m.id) {
 			continue // the watch is late, and will tell
 		}
 		gone++
-		l.log.Warn("a Job is gone, and no watch told of it", "job", m.id.Name(), "message_id", m.id.MessageID)
+		l.log.Warn("a Job is gone, and no watch told of it", "job", m.id.Name(), "messages", m.id.Messages.Len())
 		l.JobGone(m.id, &batchv1.Job{ObjectMeta: metav1.ObjectMeta{Namespace: m.namespace, Name: m.id.Name()}})
 	}
 	return gone
@@ -68,13 +68,13 @@ func (l *lane) missing() []missingJob {
 	found := make([]missingJob, 0, len(l.tasks))
 	for _, t := range l.tasks {
 		if t.state == running && t.launchedAt.Before(before) {
-			found = append(found, missingJob{jobs.Identity{Source: l.identity, MessageID: t.messageID, Attempt: t.attempt}, t.namespace})
+			found = append(found, missingJob{jobs.Identity{Source: l.identity, Messages: t.messages, Attempt: t.attempt}, t.namespace})
 		}
 	}
 	l.mu.Unlock()
 	unknown := found[:0]
 	for _, m := range found {
-		if !l.tracker.Knows(m.id) {
+		if !l.tracker.Knows(m.namespace, m.id) {
 			unknown = append(unknown, m)
 		}
 	}

@@ -19,7 +19,9 @@ func (l *lane) readBacklog(ctx context.Context) {
 		case err == nil && !l.isRetired():
 			l.metrics.SetBacklog(backlog.Messages, backlog.Leased)
 			if backlog.Messages == 0 {
-				l.markGone(asked)
+				before := asked.Add(-l.settings.Load().spec.LeaseDuration - clockSkew)
+				l.markGone(asked, before)
+				l.endOrphans(ctx, before)
 			}
 		case err == nil: // another lane may have the series by now
 		case ctx.Err() == nil:

@@ -98,26 +98,26 @@ func (d *Dispatcher) openSource(ctx context.Context, spec *annotation.Spec, conn
 }
 
 // dryRun asks the API server whether it takes Jobs of the template.
-func (d *discovery) dryRun(ctx context.Context, c *candidate, identity string) error {
+func (d *discovery) dryRun(ctx context.Context, c *candidate, spec *annotation.Spec, identity string) error {
 	// The API server may not have heard yet that the lock is ours.
 	retry := backoff{base: 50 * time.Millisecond, limit: 400 * time.Millisecond}
 	for {
-		err := d.tryDryRun(ctx, d.launcher, c, identity)
+		err := d.tryDryRun(ctx, d.launcher, c, spec, identity)
 		if !jobs.Fenced(err) || d.term.fenced(ctx) || !sleep(ctx, retry.next()) || retry.failures > 5 {
 			return err
 		}
 	}
 }
 
-func (d *discovery) tryDryRun(ctx context.Context, launcher *jobs.Launcher, c *candidate, identity string) error {
+func (d *discovery) tryDryRun(ctx context.Context, launcher *jobs.Launcher, c *candidate, spec *annotation.Spec, identity string) error {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.Tuning.LaunchTimeout)
 	defer cancel()
-	return launcher.DryRun(ctx, c.template, identity)
+	return launcher.DryRun(ctx, c.template, identity, jobs.PayloadMode(spec.Payload))
 }
 
 // findFence finds out whether the API server would refuse a Job of another term than ours, by trying with a Job that it takes in ours.
-func (d *discovery) findFence(ctx context.Context, c *candidate, identity string) {
-	err := d.tryDryRun(ctx, jobs.NewLauncher(d.cfg.Client.BatchV1(), d.term.noTerm()), c, identity)
+func (d *discovery) findFence(ctx context.Context, c *candidate, spec *annotation.Spec, identity string) {
+	err := d.tryDryRun(ctx, jobs.NewLauncher(d.cfg.Client, d.term.noTerm()), c, spec, identity)
 	switch {
 	case jobs.Fenced(err):
 		d.term.log.Info("fenced: the API server refuses the Jobs of former leaders")

@@ -59,6 +59,7 @@ func (l *lane) miscounted() string {
 			inFlight++
 		}
 	}
+	inFlight += l.packs.slots
 	if waiting == l.waiting && unready == l.unready && inFlight == l.inFlight {
 		return ""
 	}

@@ -86,7 +86,7 @@ func TestAlreadyExistsIsAdopted(t *testing.T) {
 				id := q.Send("x")[0]
 				template, err := jobs.FromCronJob(cronJob("resize"), func(map[string]string) map[string]string { return nil })
 				h.must(err)
-				job, err := template.Job(jobs.Task{Identity: jobs.Identity{Source: q.Identity(), MessageID: id, Attempt: 1}, Payload: []byte("x")})
+				job, _, err := template.Job(jobs.Task{Identity: jobs.Identity{Source: q.Identity(), Messages: jobs.NewMessageSet(id), Attempt: 1}, Content: content(t, "x")})
 				h.must(err)
 				h.create(job)
 				finish(h, job.Name)
@@ -289,7 +289,7 @@ func TestStaleCacheOfAFailedJob(t *testing.T) {
 		id := q.Send("x")[0]
 		template, err := jobs.FromCronJob(cronJob("resize"), func(map[string]string) map[string]string { return nil })
 		h.must(err)
-		job, err := template.Job(jobs.Task{Identity: jobs.Identity{Source: q.Identity(), MessageID: id, Attempt: 1}, Payload: []byte("x")})
+		job, _, err := template.Job(jobs.Task{Identity: jobs.Identity{Source: q.Identity(), Messages: jobs.NewMessageSet(id), Attempt: 1}, Content: content(t, "x")})
 		h.must(err)
 		h.create(job)
 		h.fail(job.Name)

@@ -212,7 +212,7 @@ func (d *discovery) open(ctx context.Context, t *template, c *candidate, spec *a
 	if running && current.connection == connection {
 		current.spec = *spec
 		current.update(newSettings(c, spec, current.settings.Load()))
-		refusal := d.dryRun(ctx, c, current.identity)
+		refusal := d.dryRun(ctx, c, spec, current.identity)
 		if jobs.Rejected(refusal) {
 			current.block(refusal) // it resumes by itself
 			refusal = nil
@@ -227,7 +227,7 @@ func (d *discovery) open(ctx context.Context, t *template, c *candidate, spec *a
 		return &sourceError{problem: sourceProblem(spec, err), err: err}
 	}
 	identity := source.Identity()
-	if err := d.dryRun(ctx, c, identity); err != nil {
+	if err := d.dryRun(ctx, c, spec, identity); err != nil {
 		return errors.Join(err, source.Close())
 	}
 	if current != nil && current.identity != identity {
@@ -240,7 +240,7 @@ func (d *discovery) open(ctx context.Context, t *template, c *candidate, spec *a
 		log:     d.cfg.Log.With("namespace", c.ref.Namespace, "template", name),
 		tuning:  d.cfg.Tuning,
 		recheck: func() { d.queue.Add(c.ref) },
-		term:    d.term,
+		term:    d.term, namespace: d.cfg.Namespace,
 	}, source, newSettings(c, spec, nil))
 	if err := d.claim(ctx, c, spec.Set, l); err != nil {
 		return errors.Join(err, source.Close())
@@ -252,7 +252,7 @@ func (d *discovery) open(ctx context.Context, t *template, c *candidate, spec *a
 	})
 	l.log.Info("dispatching", "source", identity)
 	if d.fenceFound.CompareAndSwap(false, true) {
-		d.lanes.Go(func() { d.findFence(ctx, c, identity) })
+		d.lanes.Go(func() { d.findFence(ctx, c, spec, identity) })
 	}
 	return nil
 }

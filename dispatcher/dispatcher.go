@@ -226,7 +226,7 @@ func (d *Dispatcher) lead(ctx context.Context, shard int, term *leadership) {
 		Dispatcher: d,
 		shard:      shard,
 		term:       term,
-		launcher:   jobs.NewLauncher(d.cfg.Client.BatchV1(), term.fence()),
+		launcher:   jobs.NewLauncher(d.cfg.Client, term.fence()),
 		report:     newReporter(recorder, d.cfg.Log),
 		queue: workqueue.NewTypedRateLimitingQueueWithConfig(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[jobs.Ref](time.Second, 20*time.Second),

@@ -370,7 +370,17 @@ func names(all []batchv1.Job) []string {
 
 // attempt is the name of a Job of the queue's message.
 func attempt(q *queue, messageID string, n int) string {
-	return jobs.Identity{Source: q.Identity(), MessageID: messageID, Attempt: n}.Name()
+	return jobs.Identity{Source: q.Identity(), Messages: jobs.NewMessageSet(messageID), Attempt: n}.Name()
+}
+
+// content is a payload as it reaches the containers.
+func content(t *testing.T, payload string) *jobs.Content {
+	t.Helper()
+	c, err := jobs.NewContent(jobs.PayloadAuto, []byte(payload))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 // events are the Events so far, oldest first.

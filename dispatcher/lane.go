@@ -20,6 +20,9 @@ import (
 // lane is the way of one source's messages to the Jobs of one template and back. Its goroutines, a file each:
 //
 //	receive ──▶ tasks ──▶ launch ──▶ (the Job runs; the tracker calls observe) ──▶ settle ──▶ mark
+//	              │         ▲                                       │               ▲
+//	              └──▶ pack ┘                                       └──▶ judge ─────┘
+//	               (with tasks-per-job)                   (which messages of the pack failed)
 //	              ▲                                                                   │
 //	              └── keeper renews the lease of every task until it is settled ◀──────┘
 //
@@ -35,7 +38,7 @@ type lane struct {
 	settings atomic.Pointer[settings]
 
 	// Each wakes one goroutine; capacity 1.
-	wakeReceive, wakeLaunch, wakeSettle, wakeMark, wakeStart, wakeProbe chan struct{}
+	wakeReceive, wakeLaunch, wakeSettle, wakeMark, wakeStart, wakeProbe, wakeJudge, wakeProvide, wakeCatchUp chan struct{}
 
 	mu       sync.Mutex
 	tasks    map[string]*task // by message id
@@ -43,6 +46,7 @@ type lane struct {
 	unready  int              // tasks whose Job has no ready pod
 	queue    []*task          // to launch, in order; may hold tasks that are no longer queued
 	waiting  int              // tasks whose state is queued
+	packs    packs            // what tasks-per-job needs
 	toSettle []*task
 	busy     int    // settlements under way or due for another try
 	toMark   []mark // settled Jobs
@@ -79,6 +83,8 @@ type laneDeps struct {
 	tuning   Tuning
 	// recheck has the template looked at again: something that it refers to may have changed.
 	recheck func()
+	// namespace is where Jobs are; empty: everywhere.
+	namespace string
 }
 
 // settings are what can change while a lane runs.
@@ -102,6 +108,9 @@ func newLane(deps laneDeps, source lease.Source, s *settings) *lane {
 		wakeMark:    make(chan struct{}, 1),
 		wakeStart:   make(chan struct{}, 1),
 		wakeProbe:   make(chan struct{}, 1),
+		wakeJudge:   make(chan struct{}, 1),
+		wakeProvide: make(chan struct{}, 1),
+		wakeCatchUp: make(chan struct{}, 1),
 		tasks:       make(map[string]*task),
 		quit:        make(chan struct{}),
 		done:        make(chan struct{}),
@@ -134,10 +143,14 @@ func (l *lane) update(s *settings) {
 		l.giveBackQueued()
 	}
 	for _, t := range l.tasks {
-		if t.state == running && t.pending {
+		if t.state == running && t.pending && (!t.needsSecret || t.provided) {
 			l.awaitStart(t) // start-timeout may be new
 		}
 	}
+	if (old.spec.TasksPerJob > 1) != l.packing() {
+		l.requeueAll()
+	}
+	l.syncPools()
 	l.mu.Unlock()
 	l.setState()
 	l.wakeAll()
@@ -174,6 +187,7 @@ func (l *lane) retire() {
 		if t.state == resting {
 			l.remove(t)
 		}
+		l.leaveStarved(t)
 	}
 	l.mu.Unlock()
 	l.wakeAll()
@@ -206,6 +220,9 @@ func (l *lane) run(ctx context.Context) {
 	working.Go(func() { l.audit(ctx) })
 	working.Go(func() { l.keepHistory(ctx) })
 	working.Go(func() { l.watchStalled(ctx) })
+	working.Go(func() { l.judge(ctx) })
+	working.Go(func() { l.provide(ctx) })
+	working.Go(func() { l.catchUp(ctx) })
 	reading.Go(func() { l.readBacklog(ctx) })
 
 	select {
@@ -240,24 +257,28 @@ func (l *lane) room() int {
 		return 0
 	}
 	n := s.spec.MaxInFlight - l.inFlight
-	if l.outage {
-		if l.waiting > 0 || time.Now().Before(l.scoutAt) {
-			return 0
-		}
-		n = min(n, 1)
-	}
+	waiting := l.waitingJobs()
 	if s.spec.MaxPending > 0 {
-		n = min(n, s.spec.MaxPending-l.unready-l.waiting)
+		n = min(n, s.spec.MaxPending-l.unready-waiting)
 	}
 	if rate := s.spec.JobsPerSecond; rate > 0 {
 		// A second's worth: more would only wait here, hidden from other dispatchers. Not before half of it is gone: a call to the
 		// source for each message would cost more than it is worth.
 		most := max(int(math.Ceil(rate)), 1)
-		free := most - l.waiting
+		free := most - waiting
 		if free < (most+1)/2 {
 			return 0
 		}
 		n = min(n, free)
+	}
+	if l.packing() {
+		n = l.packRoom(n)
+	}
+	if l.outage {
+		if l.waiting > 0 || time.Now().Before(l.scoutAt) {
+			return 0
+		}
+		n = min(n, 1)
 	}
 	return max(n, 0)
 }
@@ -272,6 +293,7 @@ func (l *lane) holdsBack() bool {
 func (l *lane) move(t *task, to state) {
 	if t.state == queued {
 		l.waiting--
+		l.leavePool(t)
 		wake(l.wakeReceive) // there is room for another
 	}
 	if to == queued {
@@ -282,12 +304,13 @@ func (l *lane) move(t *task, to state) {
 
 // remove ends a task. The caller holds the mutex.
 func (l *lane) remove(t *task) {
-	if l.tasks[t.messageID] == t {
-		delete(l.tasks, t.messageID)
+	if l.tasks[t.key()] == t {
+		delete(l.tasks, t.key())
 	}
 	l.setPending(t, false)
 	l.move(t, ended)
 	l.dropSlot(t)
+	l.leavePack(t)
 }
 
 // takeSlot counts a task as in flight that did not come by a reserved slot. The caller holds the mutex.
@@ -319,6 +342,9 @@ func (l *lane) dropSlot(t *task) {
 	l.slots.release(1)
 	l.showInFlight()
 	wake(l.wakeReceive)
+	if l.packing() {
+		wake(l.wakeLaunch) // a pack may have waited for it
+	}
 }
 
 // setPending counts a task among those whose Job has no ready pod, or is being created. The caller holds the mutex.
@@ -352,12 +378,13 @@ func (l *lane) giveBackQueued() {
 		}
 	}
 	l.queue = nil
+	l.giveBackPools()
 }
 
 // handOver gives back the messages of Jobs that run. The caller holds the mutex.
 func (l *lane) handOver() {
 	for _, t := range l.tasks {
-		if t.state == running && t.lease != nil {
+		if t.lease != nil && (t.state == running || t.state == packed || t.state == judging) {
 			l.decided(t, settlement{outcome: returned, handOver: true})
 		}
 	}
@@ -409,7 +436,9 @@ func (l *lane) renewed(n int, failed []error) {
 }
 
 func (l *lane) wakeAll() {
-	for _, c := range []chan struct{}{l.wakeReceive, l.wakeLaunch, l.wakeSettle, l.wakeMark, l.wakeStart, l.wakeProbe} {
+	for _, c := range []chan struct{}{
+		l.wakeReceive, l.wakeLaunch, l.wakeSettle, l.wakeMark, l.wakeStart, l.wakeProbe, l.wakeJudge, l.wakeProvide, l.wakeCatchUp,
+	} {
 		wake(c)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"go.uber.org/ratelimit"
 	batchv1 "k8s.io/api/batch/v1"
 
+	"github.com/lighterman-dev/lighterman/dispatcher/annotation"
 	"github.com/lighterman-dev/lighterman/jobs"
 	"github.com/lighterman-dev/lighterman/lease"
 	"github.com/lighterman-dev/lighterman/metrics"
@@ -42,56 +43,86 @@ func (l *lane) launch(ctx context.Context) {
 type order struct {
 	task    *task
 	attempt int
-	held    *lease.Lease
+	// held is the lease of a single message. Those of a pack are its members', as they are at the time.
+	held *lease.Lease
+	// chosen are the messages for a pack that is still to be made (see form); task is nil then.
+	chosen []choice
+	// content is the payload; nil until it was made.
+	content *jobs.Content
+	packed  bool
 }
 
 // current reports whether the task is still being launched by this order. The caller holds the mutex.
 func (o order) current() bool { return o.task.state == launching && o.task.attempt == o.attempt }
 
-// nextQueued waits for a task to launch, and for the moment that jobs-per-second allows it. ok is false when ctx ends.
+// nextQueued waits for something to launch, and for the moment that jobs-per-second allows it. ok is false when ctx ends.
 func (l *lane) nextQueued(ctx context.Context) (o order, ok bool) {
 	for {
-		if l.anyQueued() {
+		due, waits := l.nextDue(time.Now())
+		if waits && due <= 0 {
 			// The message stays in the queue meanwhile, so that it can be given back.
 			pace := l.settings.Load().pace
 			pace.wait(ctx)
 			if l.settings.Load().pace != pace {
 				continue
 			}
-		}
-		if ctx.Err() != nil {
-			return order{}, false
-		}
-		l.mu.Lock()
-		for len(l.queue) > 0 && !l.holdsBack() {
-			t := l.queue[0]
-			l.queue[0] = nil
-			l.queue = l.queue[1:]
-			if t.state != queued || t.lease == nil {
-				continue
+			if ctx.Err() != nil {
+				return order{}, false
 			}
-			l.move(t, launching)
-			l.setPending(t, true)
-			if l.outage {
+			l.mu.Lock()
+			if o, ok = l.takeQueued(time.Now()); ok && l.outage {
 				l.awaitScout()
 			}
-			o := order{t, t.attempt, t.lease}
 			l.mu.Unlock()
-			return o, true
+			if ok {
+				return o, true
+			}
 		}
-		l.mu.Unlock()
+		if !waits || due <= 0 { // or what there was is held back, and whoever lets it go wakes us
+			due = time.Hour
+		}
+		timer := time.NewTimer(due)
 		select {
 		case <-l.wakeLaunch:
+		case <-timer.C:
 		case <-ctx.Done():
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
 			return order{}, false
 		}
 	}
 }
 
-func (l *lane) anyQueued() bool {
+// nextDue is how long it takes until something can be launched; waits is false where nothing waits.
+func (l *lane) nextDue(now time.Time) (due time.Duration, waits bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.waiting > 0
+	pooled, due := l.nextPack(now)
+	if l.waiting > pooled {
+		return 0, true
+	}
+	return due, pooled > 0
+}
+
+// takeQueued takes what is next to launch. The caller holds the mutex.
+func (l *lane) takeQueued(now time.Time) (o order, ok bool) {
+	for len(l.queue) > 0 && !l.holdsBack() {
+		t := l.queue[0]
+		l.queue[0] = nil
+		l.queue = l.queue[1:]
+		if t.state != queued || t.pool != nil || t.lease == nil {
+			continue
+		}
+		l.move(t, launching)
+		l.setPending(t, true)
+		return order{task: t, attempt: t.attempt, held: t.lease}, true
+	}
+	if l.holdsBack() {
+		return order{}, false
+	}
+	chosen, attempt := l.takePack(now)
+	return order{attempt: attempt, chosen: chosen, packed: true}, len(chosen) > 0
 }
 
 const (
@@ -111,81 +142,147 @@ const (
 
 // launchTask creates a task's Job. What fails in passing is tried again for a while.
 func (l *lane) launchTask(ctx context.Context, o order) {
-	t, held := o.task, o.held
+	o, ok := l.prepare(o)
+	if !ok {
+		return
+	}
+	l.createJob(ctx, o)
+	l.mu.Lock()
+	l.provideAgain(o.task) // who created it, perhaps without our knowing, may have got no further
+	l.mu.Unlock()
+}
+
+// prepare gives an order's payload its form. ok is false where there is nothing to launch then.
+func (l *lane) prepare(o order) (prepared order, ok bool) {
+	if o.chosen != nil {
+		return l.form(o)
+	}
+	s := l.settings.Load()
+	body, err := bodyOf(s.spec, o.held)
+	if err == nil {
+		o.content, err = jobs.NewContent(jobs.PayloadMode(s.spec.Payload), body)
+	}
+	if err != nil {
+		l.refusePayload(o, err)
+		return o, false
+	}
+	return o, true
+}
+
+// bodyOf is what a message's producer meant.
+func bodyOf(spec *annotation.Spec, held *lease.Lease) ([]byte, error) {
+	if spec.Base64 {
+		return jobs.DecodeBase64(held.Body)
+	}
+	return held.Body, nil
+}
+
+// refusePayload moves a message aside whose payload no Job can carry.
+func (l *lane) refusePayload(o order, err error) {
+	l.metrics.Error(metrics.StageLaunch, "payload")
+	l.report.problem(l.settings.Load().object, payloadProblem(o.task.key(), err))
+	l.settleTask(o, settlement{outcome: poisoned, reason: err.Error()})
+}
+
+func (l *lane) createJob(ctx context.Context, o order) {
+	t := o.task
 	retry := backoff{base: 100 * time.Millisecond, limit: 5 * time.Second}
 	var since time.Time // the first failure
 	var before int      // the Jobs that had been created by then
+	var asked time.Time // when the last request was sent whose outcome is not known
 	for {
 		s := l.settings.Load()
-		job, err := s.template.Job(jobs.Task{
-			Identity:   jobs.Identity{Source: l.identity, MessageID: t.messageID, Attempt: o.attempt},
-			Payload:    held.Body,
-			EnqueuedAt: held.EnqueuedAt,
-		})
+		job, secret, err := s.template.Job(l.taskOf(o))
 		var launched *batchv1.Job
 		var adopted bool
+		sent := time.Now()
 		if err == nil {
-			launched, adopted, err = l.create(ctx, job, held)
+			launched, adopted, err = l.create(ctx, job, o)
 		}
 		switch {
 		case err == nil:
 			l.launched(o, launched, adopted)
+			if !adopted { // who created it may have meant another form
+				l.provideFirst(ctx, o, launched, secret)
+			}
 			return
 		case errors.Is(err, jobs.ErrPayload) || jobs.TooLarge(err):
-			l.metrics.Error(metrics.StageLaunch, "payload")
-			l.report.problem(s.object, payloadProblem(t.messageID, err))
-			l.settleTask(o, settlement{outcome: poisoned, reason: err.Error()})
+			if t.members != nil {
+				l.unlessCreated(ctx, o, asked, func() { l.shrink(o) })
+				return
+			}
+			l.refusePayload(o, err)
 			return
 		case errors.Is(err, jobs.ErrForeign):
 			l.metrics.Error(metrics.StageLaunch, "foreign")
 			l.report.problem(s.object, foreignProblem(err))
-			l.settleTask(o, settlement{outcome: returned, notBefore: time.Now().Add(s.spec.LeaseDuration)})
+			l.unlessCreated(ctx, o, asked, func() {
+				l.settleTask(o, settlement{outcome: returned, notBefore: time.Now().Add(s.spec.LeaseDuration)})
+			})
 			return
 		case errors.Is(err, errLeaseEnded):
-			l.abandon(o)
+			l.unlessCreated(ctx, o, asked, func() { l.abandon(o) })
 			return
 		case errors.Is(err, errTermOver):
 			// Before the elector finds out: until then, the message would be received and given back again without end.
 			l.term.stepDown()
-			l.settleTask(o, settlement{outcome: returned})
+			l.giveBack(o, asked)
 			return
 		case jobs.Fenced(err) && l.term.fenced(ctx):
-			l.settleTask(o, settlement{outcome: returned})
+			l.giveBack(o, asked)
 			return
 		case jobs.Rejected(err):
 			l.metrics.Error(metrics.StageLaunch, jobs.Class(err))
-			l.refused(ctx, o, err)
+			l.unlessCreated(ctx, o, asked, func() { l.refused(ctx, o, err) })
 			return
 		}
+		asked = sent
 		if ctx.Err() != nil {
-			l.settleTask(o, settlement{outcome: returned})
+			l.giveBack(o, asked)
 			return
 		}
 		l.metrics.Error(metrics.StageLaunch, jobs.Class(err))
-		l.log.Debug("creating a Job failed, and is tried again", "message_id", t.messageID, "err", err)
+		l.log.Debug("creating a Job failed, and is tried again", "task", t.String(), "err", err)
 		delay := retry.next()
 		if retry.failures == 1 {
 			since, before = time.Now(), l.jobsCreated()
 		}
 		switch others := l.jobsCreated() > before; {
 		case others && retry.failures >= oddOneOut:
-			l.report.problem(s.object, messageProblem(t.messageID, err))
-			l.putOff(o)
+			l.report.problem(s.object, messageProblem(t, err))
+			l.unlessCreated(ctx, o, asked, func() { l.putOff(o, true) })
 			return
 		case time.Since(since) > patience:
-			l.putOff(o)
+			l.unlessCreated(ctx, o, asked, func() { l.putOff(o, others) })
 			return
 		case !others:
 			l.enterOutage(err)
 		}
-		if !sleep(ctx, delay) || l.isHoldingBack() {
-			l.settleTask(o, settlement{outcome: returned})
+		if !sleep(ctx, delay) {
+			l.giveBack(o, asked)
+			return
+		}
+		if l.isHoldingBack() {
+			l.unlessCreated(ctx, o, asked, func() { l.settleTask(o, settlement{outcome: returned}) })
 			return
 		}
 		if !l.isCurrent(o) {
 			return // the watch was faster; and should somebody have deleted the Job since, it is not to be created again
 		}
 	}
+}
+
+// taskOf is what the Job of an order is made for.
+func (l *lane) taskOf(o order) jobs.Task {
+	task := jobs.Task{
+		Identity: jobs.Identity{Source: l.identity, Messages: o.task.messages, Attempt: o.attempt},
+		Content:  o.content,
+		Packed:   o.packed,
+	}
+	if o.held != nil {
+		task.EnqueuedAt, task.TraceParent = o.held.EnqueuedAt, traceParent(o.held)
+	}
+	return task
 }
 
 func (l *lane) isCurrent(o order) bool {
@@ -220,21 +317,25 @@ func (l *lane) refused(ctx context.Context, o order, refusal error) {
 		l.settleTask(o, settlement{outcome: returned})
 	case inARow > mostRefusals: // a dry run tells nothing here
 		l.block(refusal)
-		l.putOff(o)
+		l.putOff(o, true)
 	default:
-		l.report.problem(l.settings.Load().object, messageProblem(o.task.messageID, refusal))
-		l.putOff(o)
+		l.report.problem(l.settings.Load().object, messageProblem(o.task, refusal))
+		l.putOff(o, true)
 	}
 }
 
 // putOff gives back a message whose Job cannot be created, for longer each time: a source may offer it before all others.
-func (l *lane) putOff(o order) {
+func (l *lane) putOff(o order, alone bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if o.current() {
-		delay := spread(doubled(shortestPutOff, longestPutOff, o.task.putOff))
-		o.task.putOff++
-		l.decided(o.task, settlement{outcome: returned, notBefore: time.Now().Add(delay)})
+	if !o.current() {
+		return
+	}
+	for _, t := range o.task.messagesOf() {
+		delay := spread(doubled(shortestPutOff, longestPutOff, t.putOff))
+		t.putOff++
+		t.alone = alone // should it be at fault, it must not hold up others
+		l.decided(t, settlement{outcome: returned, notBefore: time.Now().Add(delay)})
 	}
 }
 
@@ -250,10 +351,10 @@ var errLeaseEnded = errors.New("the lease ended before the Job was created")
 // errTermOver means that another process may lead by now.
 var errTermOver = errors.New("the leader lock was not renewed in time")
 
-// create makes one try to create the Job, within the time that the lease is trusted (invariant 5), and as long as we lead. A try that is under way when
-// ctx ends is given a moment to succeed: what came of it would be unknown otherwise.
-func (l *lane) create(ctx context.Context, job *batchv1.Job, held *lease.Lease) (*batchv1.Job, bool, error) {
-	deadline := held.Deadline()
+// create makes one try to create the Job, within the time that the leases are trusted (invariant 5), and as long as we lead. A try that is under way
+// when ctx ends is given a moment to succeed: what came of it would be unknown otherwise.
+func (l *lane) create(ctx context.Context, job *batchv1.Job, o order) (*batchv1.Job, bool, error) {
+	deadline := l.trustedUntil(o)
 	if !time.Now().Before(deadline) {
 		return nil, false, errLeaseEnded
 	}
@@ -265,6 +366,25 @@ func (l *lane) create(ctx context.Context, job *batchv1.Job, held *lease.Lease) 
 	ctx, cancel := context.WithTimeout(ctx, min(time.Until(deadline), l.tuning.LaunchTimeout))
 	defer cancel()
 	return l.launcher.Launch(ctx, job)
+}
+
+// trustedUntil is until when all leases of an order are trusted; the zero time where one has ended.
+func (l *lane) trustedUntil(o order) time.Time {
+	if o.task.members == nil {
+		return o.held.Deadline()
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var until time.Time
+	for _, m := range o.task.members {
+		if m.pack != o.task || m.lease == nil {
+			return time.Time{}
+		}
+		if d := m.lease.Deadline(); until.IsZero() || d.Before(until) {
+			until = d
+		}
+	}
+	return until
 }
 
 // launched takes note that a task's Job exists.
@@ -290,38 +410,46 @@ func (l *lane) launched(o order, job *batchv1.Job, adopted bool) {
 		l.metrics.Created.Inc()
 	}
 	l.metrics.Launch.Observe(metrics.Since(t.receivedAt))
-	t.putOff = 0
+	for _, m := range t.messagesOf() {
+		m.putOff, m.alone = 0, false
+	}
 	if !o.current() {
 		return // the watch was faster
 	}
 	l.move(t, running)
 	t.launchedAt = now
 	switch {
+	case status.Phase.Finished() && adopted && t.members != nil:
+		l.resumePack(t, job, status)
 	case status.Phase.Finished() && adopted:
 		// It may have failed long ago, and our cache not know it: the next attempt begins at once then. Were the message given back for that, it
 		// would come again, and find the cache as it was.
 		l.resume(t, job)
-		if l.holdsBack() {
-			l.giveBackQueued()
-		}
 	case status.Phase.Finished():
-		l.finished(t, job.Name, status)
+		l.finished(t, job, status)
 	default:
 		l.progress(t, job, status)
+	}
+	if l.holdsBack() {
+		l.giveBackQueued()
 	}
 }
 
 // abandon forgets a task whose lease ended before its Job was created. The message comes again.
 func (l *lane) abandon(o order) {
 	t := o.task
-	l.keeper.Drop(o.held)
+	if t.members == nil {
+		l.keeper.Drop(o.held)
+	}
 	l.mu.Lock()
-	if o.current() {
-		if t.lease != o.held && t.lease != nil {
-			l.enqueue(t) // it has come again already
-		} else {
-			l.remove(t)
-		}
+	switch {
+	case !o.current():
+	case t.members != nil:
+		l.dissolve(t)
+	case t.lease != o.held && t.lease != nil:
+		l.enqueue(t) // it has come again already
+	default:
+		l.remove(t)
 	}
 	l.mu.Unlock()
 	l.endIfEmpty()

@@ -125,12 +125,12 @@ func TestPausedLeaderCreatesNothing(t *testing.T) {
 		l := p.lanes()[0]
 		held := &lease.Lease{}
 		held.Granted(time.Now(), time.Hour)
-		job, err := l.settings.Load().template.Job(jobs.Task{Identity: jobs.Identity{Source: l.identity, MessageID: "m", Attempt: 1}})
+		job, _, err := l.settings.Load().template.Job(jobs.Task{Identity: jobs.Identity{Source: l.identity, Messages: "m", Attempt: 1}, Content: content(t, "")})
 		h.must(err)
 		l.term.mu.Lock()
 		l.term.sent = time.Now().Add(-15 * time.Second)
 		l.term.mu.Unlock()
-		if _, _, err := l.create(t.Context(), job, held); !errors.Is(err, errTermOver) {
+		if _, _, err := l.create(t.Context(), job, order{task: &task{messages: "m"}, held: held}); !errors.Is(err, errTermOver) {
 			t.Errorf("got %v, want %v", err, errTermOver)
 		}
 		if len(h.jobs()) != 0 {

@@ -1,6 +1,7 @@
 package dispatcher
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 	"testing"
@@ -26,7 +27,14 @@ func TestMessageToJobToEmptyQueue(t *testing.T) {
 			t.Errorf("the Job is %s, want %s", job.Name, want)
 		}
 		pod := job.Spec.Template.Spec
-		payload := []corev1.EnvVar{{Name: jobs.EnvPayload, Value: `{"cost": "$$5", "of": "$$(SECRET)"}`}}
+		payload := []corev1.EnvVar{
+			{Name: jobs.EnvPayload, Value: `{"cost": "$$5", "of": "$$(SECRET)"}`},
+			{Name: jobs.EnvMessageID, Value: id},
+			{Name: jobs.EnvEnqueuedAt, Value: job.Annotations[jobs.AnnotationEnqueuedAt]},
+			{Name: jobs.EnvAttempt, Value: "1"},
+			{Name: jobs.EnvSource, Value: q.Identity()},
+			{Name: jobs.EnvTaskCount, Value: "1"},
+		}
 		for _, c := range append(pod.InitContainers, pod.Containers...) {
 			if diff := cmp.Diff(payload, c.Env); diff != "" {
 				t.Errorf("environment of container %s (-want +got):\n%s", c.Name, diff)
@@ -258,10 +266,10 @@ func TestForeignJobIsNotAdopted(t *testing.T) {
 
 func TestMessagesThatCannotBeCarried(t *testing.T) {
 	world(t, func(t *testing.T, h *harness) {
-		q := h.dispatch("resize")
+		q := h.dispatch("resize", "payload", "env")
 		p := h.start()
 		ids := q.SendMessages(
-			lease.Message{Body: []byte("a\x00b")},
+			lease.Message{Body: bytes.Repeat([]byte("a\x00b"), 40_000)},
 			lease.Message{Unreadable: fmt.Errorf("%w: it has no field named data", lease.ErrUnreadable)},
 			lease.Message{Body: []byte("good")},
 		)

@@ -96,9 +96,8 @@ func (l *lane) marked(again *mark) {
 }
 
 // markGone marks the finished Jobs whose messages are settled although nobody could note it: the answer of the source was lost, or a
-// dispatcher crashed in between. What shows it is a source that was empty when it was asked, at a time long after the Job finished.
-func (l *lane) markGone(emptyAt time.Time) {
-	before := emptyAt.Add(-l.settings.Load().spec.LeaseDuration - clockSkew)
+// dispatcher crashed in between. What shows it is a source that was empty when it was asked, at a time long after the Job finished: before is that time.
+func (l *lane) markGone(emptyAt, before time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, t := range l.tasks {
@@ -113,9 +112,10 @@ func (l *lane) markGone(emptyAt time.Time) {
 		id, err := jobs.IdentityOf(job)
 		status := jobs.StatusOf(job)
 		if err != nil || !status.Phase.Finished() || !status.FinishedAt.Before(before) ||
-			job.Labels[jobs.LabelSettled] != "" || l.tasks[id.MessageID] != nil {
+			job.Labels[jobs.LabelSettled] != "" || l.anyTask(id) {
 			continue
 		}
+		delete(l.packs.records, job.Name)
 		l.toMark = append(l.toMark, mark{job: job, outcome: gone})
 	}
 	wake(l.wakeMark)

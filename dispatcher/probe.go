@@ -52,7 +52,8 @@ func (l *lane) probe(ctx context.Context) {
 func (l *lane) dryRun(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, l.tuning.LaunchTimeout)
 	defer cancel()
-	return l.launcher.DryRun(ctx, l.settings.Load().template, l.identity)
+	s := l.settings.Load()
+	return l.launcher.DryRun(ctx, s.template, l.identity, jobs.PayloadMode(s.spec.Payload))
 }
 
 func (l *lane) tryUnblock(ctx context.Context) {

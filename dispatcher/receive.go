@@ -3,6 +3,7 @@ package dispatcher
 import (
 	"context"
 	"errors"
+	"strconv"
 	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
@@ -17,6 +18,8 @@ import (
 const (
 	idleBatch  = 1
 	firstBatch = 16
+	// mostReceived is the most messages asked for at a time, where a slot stands for many.
+	mostReceived = 10_000
 )
 
 // receive leases messages while there is room for them, until ctx ends.
@@ -33,12 +36,13 @@ func (l *lane) receive(ctx context.Context) {
 			}
 			continue
 		}
-		reserved, err := l.slots.acquire(ctx, min(room, batch), l.settings.Load().spec.Priority)
+		per := l.perSlot()
+		reserved, err := l.slots.acquire(ctx, min((room+per-1)/per, batch), l.settings.Load().spec.Priority)
 		if err != nil {
 			return
 		}
 		// It may have taken a while to get the slots.
-		limit := min(reserved, l.room())
+		limit := min(reserved*per, l.room(), mostReceived)
 		if limit == 0 {
 			l.slots.release(reserved)
 			continue
@@ -69,7 +73,7 @@ func (l *lane) receive(ctx context.Context) {
 			batch = max(firstBatch, 2*batch)
 			idle.reset()
 		case len(leases) > 0:
-			batch = max(firstBatch, 2*len(leases))
+			batch = max(firstBatch, 2*(len(leases)+per-1)/per)
 			idle.reset()
 		default:
 			batch = idleBatch
@@ -118,28 +122,26 @@ func (l *lane) admitOne(held *lease.Lease, now time.Time) bool {
 		l.redelivered(t, held)
 		return false
 	}
-	t := &task{messageID: held.ID, attempt: 1, lease: held, receivedAt: now, slot: true}
+	t := &task{messages: jobs.NewMessageSet(held.ID), attempt: 1, lease: held, receivedAt: now, size: len(held.Body)}
 	l.tasks[held.ID] = t
-	l.inFlight++ // the slot was reserved
+	if t.slot = !l.packing(); t.slot {
+		l.inFlight++ // the slot was reserved
+	}
+	reserved := t.slot
 	l.keeper.Hold(held)
 	if held.Unreadable != nil {
 		l.decided(t, settlement{outcome: poisoned, reason: held.Unreadable.Error()})
-		return true
+		return reserved
 	}
-	last := l.lastJob(held.ID)
+	last, attempt := l.lastJob(held.ID)
 	if last == nil {
 		l.enqueue(t)
-		return true
+		return reserved
 	}
 	// The message has been here before: what became of it then is in the Job.
-	id, err := jobs.IdentityOf(last)
-	if err != nil {
-		l.enqueue(t)
-		return true
-	}
-	t.attempt = id.Attempt
+	t.attempt = attempt
 	l.resume(t, last)
-	return true
+	return reserved
 }
 
 // redelivered gives a task the message's new lease. The old one, if there was any, has ended without our knowing.
@@ -147,12 +149,15 @@ func (l *lane) redelivered(t *task, held *lease.Lease) {
 	if t.lease != nil {
 		l.keeper.Drop(t.lease)
 	}
-	t.lease = held
+	t.lease, t.size = held, len(held.Body)
 	l.keeper.Hold(held)
 	if t.state != resting {
+		l.provideAgain(t)
 		return // launching, running or settling goes on, with the new lease
 	}
-	l.takeSlot(t)
+	if !l.packing() {
+		l.takeSlot(t)
+	}
 	switch s := t.settlement; {
 	case s.outcome == completed || s.outcome == poisoned:
 		l.decided(t, s)
@@ -173,14 +178,21 @@ func (l *lane) resume(t *task, job *batchv1.Job) {
 	status := jobs.StatusOf(job)
 	if !status.Phase.Finished() {
 		l.metrics.Adopted.Inc()
-		l.move(t, running)
-		t.launchedAt = job.CreationTimestamp.Time
-		l.progress(t, job, status)
+		l.ride(t, job, status)
 		return
 	}
 	t.finishedAt = time.Now()
 	t.failed = status.Phase == jobs.Failed
-	s := decide(l.settings.Load().spec, t.messageID, t.attempt, job.Name, status)
+	if status.Phase == jobs.Succeeded && jobs.Packed(job) {
+		t.late = true
+		l.judgeLater(job, status, t)
+		return
+	}
+	l.resumeFinished(t, job, decidePart(l.settings.Load().spec, t, job, status, false))
+}
+
+// resumeFinished goes on with a message whose Job finished while nobody looked. The caller holds the mutex.
+func (l *lane) resumeFinished(t *task, job *batchv1.Job, s settlement) {
 	switch {
 	case outcome(job.Labels[jobs.LabelSettled]) == poisoned:
 		// The copy was confirmed, and only the removal of the original went astray (invariant 1).
@@ -197,23 +209,31 @@ func (l *lane) resume(t *task, job *batchv1.Job) {
 }
 
 // lastJob is the Job of the message's highest attempt; nil where there is none.
-func (l *lane) lastJob(messageID string) *batchv1.Job {
-	var last *batchv1.Job
-	highest := 0
-	for _, job := range l.tracker.OfMessage(l.identity, messageID) {
-		if id, err := jobs.IdentityOf(job); err == nil && id.Attempt > highest {
-			last, highest = job, id.Attempt
+func (l *lane) lastJob(messageID string) (last *batchv1.Job, attempt int) {
+	for _, job := range l.tracker.OfMessage(l.identity, messageID) { // whose identities the tracker has proved
+		if n, err := strconv.Atoi(job.Annotations[jobs.AnnotationAttempt]); err == nil && n > attempt {
+			last, attempt = job, n
 		}
 	}
-	return last
+	return last, attempt
 }
 
 // enqueue lets a task wait to be launched. The caller holds the mutex.
 func (l *lane) enqueue(t *task) {
 	l.setPending(t, false)
+	l.leavePack(t)
 	l.move(t, queued)
-	t.failed, t.startable, t.pendingSince = false, time.Time{}, time.Time{}
-	l.queue = append(l.queue, t)
+	t.failed, t.needsSecret, t.provided, t.starved, t.startable, t.pendingSince = false, false, false, false, time.Time{}, time.Time{}
+	if t.lease == nil {
+		l.decided(t, settlement{outcome: returned}) // it was lost meanwhile, and comes again
+		return
+	}
+	if l.packing() {
+		l.enterPool(t)
+	} else {
+		l.takeSlot(t)
+		l.queue = append(l.queue, t)
+	}
 	wake(l.wakeLaunch)
 }
 

@@ -176,7 +176,7 @@ func TestLateAnswer(t *testing.T) {
 	for name, late := range map[string]func(*lane, order){
 		"created":   func(l *lane, o order) { l.launched(o, &batchv1.Job{}, false) },
 		"settled":   func(l *lane, o order) { l.settleTask(o, settlement{outcome: poisoned}) },
-		"put off":   func(l *lane, o order) { l.putOff(o) },
+		"put off":   func(l *lane, o order) { l.putOff(o, true) },
 		"abandoned": func(l *lane, o order) { l.abandon(o) },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -185,7 +185,7 @@ func TestLateAnswer(t *testing.T) {
 				slots: newSlots(10), log: log, report: newReporter(record.NewFakeRecorder(10), log),
 				metrics: metrics.New(prometheus.NewRegistry()).Template(namespace, "s"),
 			}, leasetest.NewMemory(leasetest.MemoryConfig{Name: "s"}), &settings{spec: spec, object: &corev1.ObjectReference{}})
-			task := &task{messageID: "m", attempt: 2, state: launching, lease: &lease.Lease{}}
+			task := &task{messages: "m", attempt: 2, state: launching, lease: &lease.Lease{}}
 			l.tasks["m"] = task
 			late(l, order{task: task, attempt: 1, held: &lease.Lease{}})
 			if task.state != launching || l.tasks["m"] != task {

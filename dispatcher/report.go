@@ -44,6 +44,8 @@ const (
 	aboutMark     about = "mark"
 	aboutAttempt  about = "attempt"
 	aboutStalled  about = "stalled"
+	aboutVerdict  about = "verdict"
+	aboutSecret   about = "secret"
 )
 
 // told is what was said last.
@@ -181,11 +183,27 @@ func (r *reporter) poisoned(object *corev1.ObjectReference, destination, message
 // again and again.
 func aboutFailure(what about, failure string) about { return what + about(" "+failure) }
 
-func attemptProblem(spec *annotation.Spec, messageID string, s settlement) problem {
+func attemptProblem(spec *annotation.Spec, t *task, s settlement) problem {
 	return problem{
 		about: aboutFailure(aboutAttempt, s.failure), reason: "AttemptFailed",
-		text: fmt.Sprintf("Job %s, attempt %d of %d on message %s, failed: %s; the next attempt comes in %v at the earliest",
-			s.job, s.attempts, spec.MaxAttempts, messageID, s.reason, max(time.Until(s.notBefore), 0).Round(time.Second)),
+		text: fmt.Sprintf("Job %s, attempt %d of %d on %v, failed: %s; the next attempt comes in %v at the earliest",
+			s.job, s.attempts, spec.MaxAttempts, t, s.reason, max(time.Until(s.notBefore), 0).Round(time.Second)),
+	}
+}
+
+// partProblem tells of the messages of a pack that failed although its Job has succeeded.
+func partProblem(spec *annotation.Spec, s settlement, failed, of int) problem {
+	return problem{
+		about: aboutFailure(aboutAttempt, s.failure), reason: "AttemptFailed",
+		text: fmt.Sprintf("Job %s, attempt %d of %d on a pack, has succeeded, but %d of %d messages failed: %s",
+			s.job, s.attempts, spec.MaxAttempts, failed, of, s.reason),
+	}
+}
+
+func secretProblem(job string, err error) problem {
+	return problem{
+		about: aboutSecret, key: jobs.Class(err), reason: "PayloadSecretFailing",
+		text: fmt.Sprintf("Job %s waits for the Secret with its payload, which cannot be created at the moment and is tried again: %v", job, err),
 	}
 }
 
@@ -212,6 +230,14 @@ func templateKey(err error) string {
 	if source := (&sourceError{}); errors.As(err, &source) {
 		return source.key
 	}
+	return apiKey(err)
+}
+
+// apiKey tells one refusal of the API server from another. With the right to create Jobs, a right on Secrets may still be missing.
+func apiKey(err error) string {
+	if status := apierrors.APIStatus(nil); errors.As(err, &status) && status.Status().Details != nil {
+		return jobs.Class(err) + " " + status.Status().Details.Kind
+	}
 	return jobs.Class(err)
 }
 
@@ -226,16 +252,16 @@ func foreignProblem(err error) problem {
 	return problem{about: aboutForeign, reason: "NameTaken", text: err.Error() + "; its message waits in the queue until then"}
 }
 
-func messageProblem(messageID string, err error) problem {
+func messageProblem(t *task, err error) problem {
 	return problem{
 		about: aboutMessage, reason: "MessageRefused",
-		text: fmt.Sprintf("message %s: its Job cannot be created, while others can; it stays in the queue with no attempt used, and is tried less and less often, until what refuses it is changed or it is removed: %v", messageID, err),
+		text: fmt.Sprintf("%v: its Job cannot be created, while others can; it stays in the queue with no attempt used, and is tried less and less often, until what refuses it is changed or it is removed: %v", t, err),
 	}
 }
 
 func rejectedProblem(err error) problem {
 	return problem{
-		about: aboutRejected, key: jobs.Class(err), reason: "JobRejected",
+		about: aboutRejected, key: apiKey(err), reason: "JobRejected",
 		text: fmt.Sprintf("%v; messages wait in the queue, and dispatch goes on once a Job is accepted", err),
 	}
 }

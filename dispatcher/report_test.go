@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/lighterman-dev/lighterman/dispatcher/annotation"
@@ -141,6 +142,7 @@ func TestTemplateKey(t *testing.T) {
 		fmt.Errorf("%w: one", jobs.ErrTemplate), fmt.Errorf("%w: two", jobs.ErrTemplate),
 		source("a", lease.ErrNotFound), source("b", lease.ErrNotFound), source("a", lease.ErrUnauthorized), source("a", errFault),
 		invalid(&apiRequest{name: "j"}), forbidden(&apiRequest{name: "j"}),
+		apierrors.NewForbidden(corev1.Resource("secrets"), "j", errors.New("used: 1")),
 	}
 	seen := map[string]bool{}
 	for _, err := range other {

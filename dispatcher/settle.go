@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -36,6 +37,10 @@ func (l *lane) settleTask(o order, s settlement) {
 // again: the Job tells then what became of it, or, where the Job is gone, the task does. The caller holds the mutex.
 func (l *lane) decided(t *task, s settlement) {
 	l.setPending(t, false)
+	if t.members != nil {
+		l.decidedAll(t, s)
+		return
+	}
 	t.settlement = s
 	if t.lease == nil {
 		l.rest(t)
@@ -49,6 +54,7 @@ func (l *lane) decided(t *task, s settlement) {
 // rest ends our work on a task whose message is not with us any more. The caller holds the mutex.
 func (l *lane) rest(t *task) {
 	l.move(t, resting)
+	l.leavePack(t)
 	if (t.recordLost || t.putOff > 0) && !l.retired {
 		l.dropSlot(t)
 		return
@@ -247,7 +253,7 @@ func (l *lane) settled(c claim, err error) {
 			break
 		}
 		l.metrics.LeasesLost.Inc()
-		l.report.problem(l.settings.Load().object, leaseProblem(t.messageID, err))
+		l.report.problem(l.settings.Load().object, leaseProblem(t.key(), err))
 		t.lease = nil
 		l.rest(t)
 	case c.handOver:
@@ -266,25 +272,32 @@ func (l *lane) settled(c claim, err error) {
 // afterSettling draws the conclusions of a message that is settled. The caller holds the mutex.
 func (l *lane) afterSettling(c claim) {
 	t := c.task
-	l.log.Debug("settled", "message_id", t.messageID, "outcome", c.outcome, "job", c.job, "attempt", t.attempt)
+	l.log.Debug("settled", "message_id", t.key(), "outcome", c.outcome, "job", c.job, "attempt", t.attempt)
 	switch c.outcome {
 	case completed, poisoned:
 		if c.outcome == poisoned {
 			s := l.settings.Load()
-			l.log.Info("message poisoned", "message_id", t.messageID, "attempt", t.attempt, "job", c.job, "reason", c.reason,
+			l.log.Info("message poisoned", "message_id", t.key(), "attempt", t.attempt, "job", c.job, "reason", c.reason,
 				"destination", s.spec.PoisonQueue)
-			l.report.poisoned(s.object, s.spec.PoisonQueue, t.messageID, c.settlement)
+			l.report.poisoned(s.object, s.spec.PoisonQueue, t.key(), c.settlement)
 		}
 		t.recordLost = false
 		l.remove(t)
-		for _, job := range l.tracker.OfMessage(l.identity, t.messageID) {
-			if job.Labels[jobs.LabelSettled] == "" {
-				l.toMark = append(l.toMark, mark{job: job, outcome: c.outcome})
+		for _, job := range l.tracker.OfMessage(l.identity, t.key()) {
+			if job.Labels[jobs.LabelSettled] != "" {
+				continue
+			}
+			if o, all := l.packSettled(job, c.outcome); all {
+				l.toMark = append(l.toMark, mark{job: job, outcome: o})
 			}
 		}
 		wake(l.wakeMark)
 	case requeued:
-		l.log.Info("attempt failed; the message is given another", "message_id", t.messageID, "attempt", t.attempt,
+		level := slog.LevelInfo
+		if t.pack != nil {
+			level = slog.LevelDebug // it was told of the pack
+		}
+		l.log.Log(context.Background(), level, "attempt failed; the message is given another", "message_id", t.key(), "attempt", t.attempt,
 			"reason", c.reason, "job", c.job, "not_before", c.notBefore)
 		l.rest(t)
 	case returned:

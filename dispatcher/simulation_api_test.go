@@ -114,6 +114,8 @@ func (w *simulation) takeEffect(p *simProcess, r *apiRequest) (any, error) {
 			name = w.title(r.name)
 		case r.resource == "leases":
 			w.checkLock(p, r, r.body)
+		case r.resource == "secrets" && r.verb == "create":
+			w.checkSecret(p.actor, r)
 		}
 	}
 	if jobs.Fenced(err) {
@@ -130,12 +132,12 @@ func (w *simulation) takeEffect(p *simProcess, r *apiRequest) (any, error) {
 
 // refuse is what a person's mistakes make the API server say to Jobs. The caller holds the mutex.
 func (w *simulation) refuse(r *apiRequest) error {
-	if r.resource != "jobs" || r.verb != "create" && r.verb != "dry-run" {
+	if r.resource != "jobs" && r.resource != "secrets" || r.verb != "create" && r.verb != "dry-run" {
 		return nil
 	}
 	for _, q := range w.queues {
 		if text(r.body, "metadata", "labels", jobs.LabelTemplate) == q.name && q.broken["quota"] > 0 {
-			if r.verb == "create" {
+			if r.verb == "create" && r.resource == "jobs" {
 				q.refused++
 				w.checkRefused(q)
 			}

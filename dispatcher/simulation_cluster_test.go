@@ -38,20 +38,32 @@ func (w *simulation) fateOf(m *simMessage, attempt int) jobFate {
 
 // control is the Job controller: it takes a new Job to its end. A person may meddle. The caller holds the mutex.
 func (w *simulation) control(j *simJob) {
-	f := w.fateOf(j.message, j.attempt)
+	f := w.fateOf(j.messages[0], j.attempt)
 	if !f.stuck {
-		w.after(f.ready, func() {
-			w.editJob(j, controller, "ready", object{"status": object{"active": 1, "ready": 1}})
-		})
-		w.after(f.done, func() { w.finish(j, f.reason) })
+		w.after(f.ready, func() { w.getReady(j, f) })
 	}
-	d := w.of("meddle", j.title, strconv.Itoa(j.message.attempts[j.attempt].created))
+	d := w.of("meddle", j.title, strconv.Itoa(j.messages[0].attempts[j.attempt].created))
 	if d.percent(w.meddling) {
 		w.after(d.between(0, 2*f.done), func() { w.meddle(j) })
 	}
 }
 
-// finish ends a Job: well, where there is no reason why not.
+// getReady starts a Job's pod, once its Secret is there.
+func (w *simulation) getReady(j *simJob, f jobFate) {
+	w.mu.Lock()
+	gone, provided := j.deleted || j.finished, w.provided(j)
+	w.mu.Unlock()
+	switch {
+	case gone:
+	case !provided:
+		w.after(300*time.Millisecond, func() { w.getReady(j, f) })
+	default:
+		w.editJob(j, controller, "ready", object{"status": object{"active": 1, "ready": 1}})
+		w.after(f.done-f.ready, func() { w.finish(j, f.reason) })
+	}
+}
+
+// finish ends a Job: well, where there is no reason why not. Of a pack, its messages decide.
 func (w *simulation) finish(j *simJob, reason string) {
 	w.mu.Lock()
 	finished := j.finished || j.deleted
@@ -59,6 +71,17 @@ func (w *simulation) finish(j *simJob, reason string) {
 	if finished {
 		return
 	}
+	if j.packed {
+		v := w.verdictOf(j)
+		if reason, j.failed = v.reason, v.failed; reason == "" {
+			w.leavePod(j, v.message)
+		}
+	}
+	w.finishFor(j, reason)
+}
+
+// finishFor ends a Job for a reason; none, where it ends well.
+func (w *simulation) finishFor(j *simJob, reason string) {
 	condition := w.condition(batchv1.JobComplete, "CompletionsReached")
 	if reason != "" {
 		condition = w.condition(batchv1.JobFailed, reason)
@@ -79,12 +102,7 @@ func (w *simulation) editJob(j *simJob, actor, op string, patch object) {
 		status, _ := patch["status"].(object)
 		condition, _ := status["conditions"].([]any)[0].(object)
 		said = text(condition, "type") + " " + text(condition, "reason")
-		if m := j.message; text(condition, "type") == string(batchv1.JobComplete) {
-			m.succeeded = true
-		} else {
-			m.attempts[j.attempt].failed = true
-			m.failures++
-		}
+		j.outcomes(text(condition, "type") == string(batchv1.JobComplete), j.failed)
 	}
 	key := objectKey{"jobs", namespace, j.name}
 	w.api.mu.Lock()
@@ -112,6 +130,7 @@ func (w *simulation) deleteJob(j *simJob, actor string) {
 	w.api.mu.Unlock()
 	w.note(actor, "delete", j.title, "")
 	w.jobDeleted(actor, j)
+	w.collectGarbage(j)
 }
 
 // due is when the TTL controller may delete a Job: it goes by the API server's clock, whose times have no fractions of a second.

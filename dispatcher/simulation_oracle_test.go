@@ -40,12 +40,15 @@ type simAttempt struct {
 // simJob is a Job object.
 type simJob struct {
 	name, title string
-	message     *simMessage
+	queue       *simQueue
+	messages    []*simMessage // one, or those of a pack
+	packed      bool
 	attempt     int
 	createdAt   time.Time
 	finished    bool
-	finishedAt  time.Time // by everybody's clock
-	ending      bool      // the dispatcher asked for its end
+	finishedAt  time.Time     // by everybody's clock
+	failed      []*simMessage // of a pack that has succeeded
+	ending      bool          // the dispatcher asked for its end
 	marked      bool
 	ttl         float64 // seconds, once it is marked
 	deleted     bool
@@ -71,20 +74,26 @@ func (w *simulation) violate(invariant int, about *simMessage, format string, ar
 // checkLaunch is asked before a process requests a Job: it must hold the message by a lease that is trusted. The caller holds the mutex, as
 // everywhere below.
 func (w *simulation) checkLaunch(p *simProcess, r *apiRequest) {
-	m, attempt := w.messageOf(r.body)
+	q, messages, attempt := w.messagesOf(r.body)
 	if at, over := p.over[fenceOf(r)]; over && time.Now().After(at) {
-		w.violate(0, m, "%s asks for the Job of attempt %d by %q, a term that it ended %v ago", p.actor, attempt, fenceOf(r), time.Since(at))
+		w.violate(0, messages[0], "%s asks for the Job of attempt %d by %q, a term that it ended %v ago", p.actor, attempt, fenceOf(r), time.Since(at))
 	}
-	if m == nil {
-		return // it will be told where it is created
-	}
-	for _, s := range slices.Backward(p.sources) {
-		if h := s.held[m.id]; s.q == m.queue && h != nil && (h.trusted() || time.Since(h.lostAt) <= w.timeout) {
-			h.launched = true // or a try that began before the lease was lost goes on, as the client repeats what a server puts off
-			return
+	for _, m := range messages {
+		if m != nil && !w.holds(p, q, m) {
+			w.violate(5, m, "%s asks for the Job of attempt %d without a lease that is trusted", p.actor, attempt)
 		}
 	}
-	w.violate(5, m, "%s asks for the Job of attempt %d without a lease that is trusted", p.actor, attempt)
+}
+
+// holds reports whether a process holds a message, and takes note that it launches it.
+func (w *simulation) holds(p *simProcess, q *simQueue, m *simMessage) bool {
+	for _, s := range slices.Backward(p.sources) {
+		if h := s.held[m.id]; s.q == q && h != nil && (h.trusted() || time.Since(h.lostAt) <= w.timeout) {
+			h.launched = true // or a try that began before the lease was lost goes on, as the client repeats what a server puts off
+			return true
+		}
+	}
+	return false
 }
 
 // checkLock looks at what a process did to a lock: who gives it up asks for no Jobs by it any more.
@@ -122,10 +131,11 @@ func (w *simulation) checkRoom(s *simSource, limit int) {
 			waiting = append(waiting, h)
 		}
 	}
-	if held+limit > s.q.mostInFlight {
-		w.violate(6, nil, "%s asks %s for %d messages and holds %d, with max-in-flight %d", s.p.actor, s.q.name, limit, held, s.q.mostInFlight)
+	if held+limit > s.q.mostInFlight*s.q.pack {
+		w.violate(6, nil, "%s asks %s for %d messages and holds %d, with max-in-flight %d and tasks-per-job %d",
+			s.p.actor, s.q.name, limit, held, s.q.mostInFlight, s.q.pack)
 	}
-	most := s.q.rate
+	most := s.q.rate * s.q.pack
 	if most == 0 || len(waiting)+limit <= most {
 		return
 	}
@@ -161,15 +171,22 @@ func (w *simulation) overrun() bool {
 	return w.frozen
 }
 
-// messageOf finds the message that a Job is for, by its annotations.
-func (w *simulation) messageOf(job object) (m *simMessage, attempt int) {
+// messagesOf finds the messages that a Job is for, by its annotations. Those that there are not are nil, and there is at least one.
+func (w *simulation) messagesOf(job object) (q *simQueue, messages []*simMessage, attempt int) {
 	attempt, _ = strconv.Atoi(text(job, "metadata", "annotations", jobs.AnnotationAttempt))
+	ids := text(job, "metadata", "annotations", jobs.AnnotationMessageIDs)
+	if ids == "" {
+		ids = text(job, "metadata", "annotations", jobs.AnnotationMessageID)
+	}
 	for _, q := range w.queues {
 		if q.memory.Identity() == text(job, "metadata", "annotations", jobs.AnnotationSource) {
-			return q.messages[text(job, "metadata", "annotations", jobs.AnnotationMessageID)], attempt
+			for id := range jobs.MessageSet(ids).All() {
+				messages = append(messages, q.messages[id])
+			}
+			return q, messages, attempt
 		}
 	}
-	return nil, attempt
+	return nil, []*simMessage{nil}, attempt
 }
 
 // jobWritten looks at what a process did to a Job.
@@ -185,24 +202,57 @@ func (w *simulation) jobWritten(actor string, r *apiRequest, before object) {
 }
 
 func (w *simulation) jobCreated(actor string, body object) {
-	m, attempt := w.messageOf(body)
+	q, messages, attempt := w.messagesOf(body)
 	name := text(body, "metadata", "name")
 	w.created++
-	if m == nil {
+	if slices.Contains(messages, nil) {
 		w.violate(2, nil, "%s created Job %s, which is for no message", actor, name)
 		return
 	}
-	j := &simJob{name: name, title: m.name + "#" + strconv.Itoa(attempt), message: m, attempt: attempt, createdAt: time.Now()}
+	packed := text(body, "metadata", "annotations", jobs.AnnotationMessageIDs) != ""
+	j := &simJob{
+		name: name, title: titleOf(messages, attempt), queue: q, messages: messages, packed: packed, attempt: attempt, createdAt: time.Now(),
+	}
 	w.jobs[name] = j
-	if want := (jobs.Identity{Source: m.queue.memory.Identity(), MessageID: m.id, Attempt: attempt}).Name(); name != want {
-		w.violate(2, m, "the Job of attempt %d is named %s, want %s", attempt, name, want)
+	ids := make([]string, len(messages))
+	for i, m := range messages {
+		ids[i] = m.id
+	}
+	about := messages[0]
+	if want := (jobs.Identity{Source: q.memory.Identity(), Messages: jobs.NewMessageSet(ids...), Attempt: attempt}).Name(); name != want {
+		w.violate(2, about, "the Job of attempt %d is named %s, want %s", attempt, name, want)
 	}
 	if text(body, "metadata", "annotations", jobs.AnnotationFence) == "" {
-		w.violate(0, m, "the Job of attempt %d carries no fence", attempt)
+		w.violate(0, about, "the Job of attempt %d carries no fence", attempt)
 	}
-	if got, want := payloadOf(body), strings.ReplaceAll(m.plan.body, "$", "$$"); got != want || m.plan.bad {
-		w.violate(9, m, "the Job of attempt %d has the payload %q, want %q", attempt, got, want)
+	w.checkPayload(j, body)
+	if len(messages) > q.pack || len(messages) > 1 && attempt >= q.maxAttempts {
+		w.violate(7, about, "the pack of attempt %d has %d messages, with tasks-per-job %d and max-attempts %d", attempt, len(messages), q.pack, q.maxAttempts)
 	}
+	for _, m := range messages {
+		w.attemptBegun(actor, m, attempt)
+	}
+	w.control(j)
+}
+
+// titleOf names a Job by its messages and attempt: queue-0/m1,m2#1.
+func titleOf(messages []*simMessage, attempt int) string {
+	title := messages[0].name
+	for _, m := range messages[1:] {
+		title += "," + m.id
+	}
+	return title + "#" + strconv.Itoa(attempt)
+}
+
+// mentions reports whether an object of the trace is about a message: itself, or a Job that it is in.
+func mentions(object, message string) bool {
+	job, _, _ := strings.Cut(object, "#")
+	queue, ids, _ := strings.Cut(job, "/")
+	own, id, _ := strings.Cut(message, "/")
+	return queue == own && slices.Contains(strings.Split(ids, ","), id)
+}
+
+func (w *simulation) attemptBegun(actor string, m *simMessage, attempt int) {
 	a := m.attempts[attempt]
 	if a == nil {
 		a = &simAttempt{}
@@ -219,27 +269,6 @@ func (w *simulation) jobCreated(actor string, body object) {
 	case attempt > 1 && (before == nil || !before.failed):
 		w.violate(3, m, "%s created the Job of attempt %d before that of attempt %d failed", actor, attempt, attempt-1)
 	}
-	w.control(j)
-}
-
-func payloadOf(job object) string {
-	for _, name := range []string{"spec", "template", "spec"} {
-		job, _ = job[name].(object)
-	}
-	containers, _ := job["containers"].([]any)
-	if len(containers) == 0 {
-		return ""
-	}
-	container, _ := containers[0].(object)
-	env, _ := container["env"].([]any)
-	if len(env) == 0 {
-		return ""
-	}
-	first, _ := env[0].(object)
-	if text(first, "name") != jobs.EnvPayload {
-		return ""
-	}
-	return text(first, "value")
 }
 
 // jobChanged looks at a Job that a process has patched.
@@ -248,17 +277,20 @@ func (w *simulation) jobChanged(j *simJob, before object) {
 	spec, _ := now["spec"].(object)
 	if _, ok := spec["activeDeadlineSeconds"]; ok && !j.ending {
 		j.ending = true
-		if j.message.queue.start == 0 {
-			w.violate(5, j.message, "the Job of attempt %d is ended, and there is no start-timeout that would ask for it", j.attempt)
+		if j.queue.start == 0 {
+			w.violate(5, j.messages[0], "the Job of attempt %d is ended, and there is no start-timeout that would ask for it", j.attempt)
 		}
-		w.after(time.Second, func() { w.finish(j, "DeadlineExceeded") })
+		w.after(time.Second, func() { w.finishFor(j, "DeadlineExceeded") })
 	}
 	ttl, ok := spec["ttlSecondsAfterFinished"].(float64)
 	settled := text(now, "metadata", "labels", jobs.LabelSettled)
-	m := j.message
-	if (ok || settled != "") && m.ended == "" {
-		w.violate(4, m, "the Job of attempt %d is marked as %q, with ttlSecondsAfterFinished %v, before its message is settled", j.attempt, settled, ttl)
-		return
+	var endedAt time.Time
+	for _, m := range j.messages {
+		if (ok || settled != "") && m.ended == "" {
+			w.violate(4, m, "the Job of attempt %d is marked as %q, with ttlSecondsAfterFinished %v, before its message is settled", j.attempt, settled, ttl)
+			return
+		}
+		endedAt = later(endedAt, m.endedAt)
 	}
 	if settled == "" || settled == text(before, "metadata", "labels", jobs.LabelSettled) {
 		return
@@ -267,8 +299,8 @@ func (w *simulation) jobChanged(j *simJob, before object) {
 	if !j.finished {
 		return // one that a person's deletion brought about; its time begins when it has finished
 	}
-	if left := w.due(j, ttl).Sub(m.endedAt); left < w.window(m.queue) {
-		w.violate(4, m, "the Job of attempt %d stays for %v after its message was settled, want %v at least", j.attempt, left, w.window(m.queue))
+	if left := w.due(j, ttl).Sub(endedAt); left < w.window(j.queue) {
+		w.violate(4, j.messages[0], "the Job of attempt %d stays for %v after its message was settled, want %v at least", j.attempt, left, w.window(j.queue))
 	}
 	w.collect(j, ttl)
 }
@@ -281,9 +313,10 @@ func (w *simulation) jobDeleted(actor string, j *simJob) {
 		return
 	}
 	j.deleted = true
-	m := j.message
-	if left := time.Since(m.endedAt); actor != person && (m.ended == "" || left < w.window(m.queue)) {
-		w.violate(4, m, "%s deleted the Job of attempt %d, whose message ended %q %v ago; it must stay for %v", actor, j.attempt, m.ended, left, w.window(m.queue))
+	for _, m := range j.messages {
+		if left := time.Since(m.endedAt); actor != person && (m.ended == "" || left < w.window(m.queue)) {
+			w.violate(4, m, "%s deleted the Job of attempt %d, whose message ended %q %v ago; it must stay for %v", actor, j.attempt, m.ended, left, w.window(m.queue))
+		}
 	}
 }
 

@@ -16,11 +16,12 @@ func (w *simulation) meddle(j *simJob) {
 	if j.deleted || w.healed {
 		return
 	}
-	m := j.message
-	m.meddled = true
-	if !j.finished {
-		m.failures++
-		m.attempts[j.attempt].failed = true
+	for _, m := range j.messages {
+		m.meddled = true
+		if !j.finished {
+			m.failures++
+			m.attempts[j.attempt].failed = true
+		}
 	}
 	w.deleteJob(j, person)
 }
@@ -106,7 +107,7 @@ func (w *simulation) mend(q *simQueue, what string) {
 // foreign makes a Job, which has succeeded, by the name that the first Job of some message would have, or deletes it again.
 func (w *simulation) foreign(q *simQueue, there bool) {
 	d := w.of("foreign", q.name)
-	id := jobs.Identity{Source: q.memory.Identity(), MessageID: "m" + strconv.Itoa(d.from(1, len(q.sends))), Attempt: 1}
+	id := jobs.Identity{Source: q.memory.Identity(), Messages: jobs.NewMessageSet("m" + strconv.Itoa(d.from(1, len(q.sends)))), Attempt: 1}
 	key := objectKey{"jobs", namespace, id.Name()}
 	w.api.mu.Lock()
 	defer w.api.mu.Unlock()

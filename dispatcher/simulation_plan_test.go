@@ -3,6 +3,7 @@ package dispatcher
 import (
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -38,6 +39,9 @@ type templatePlan struct {
 	maxPending  int
 	start       time.Duration // start-timeout; 0: off
 	ttl         int           // the template's own; 0: none
+	pack        int           // tasks-per-job
+	batchWait   time.Duration // with packs
+	payload     string        // how payloads reach the containers
 	waits       bool          // the source's Receive waits for a message
 	sends       []messagePlan
 	// calm says that nothing goes wrong with the template, its source or the API server, so that its messages must end in time.
@@ -48,7 +52,7 @@ type messagePlan struct {
 	at       time.Duration // when it is sent
 	body     string
 	failures int  // so many Jobs fail
-	bad      bool // no Job can carry it
+	bad      bool // no Job can carry it, by way of its template
 }
 
 // annotations are those of the template, keys and values in turn.
@@ -65,6 +69,12 @@ func (t *templatePlan) annotations() []string {
 	}
 	if t.start > 0 {
 		a = append(a, "start-timeout", t.start.String())
+	}
+	if t.pack > 1 {
+		a = append(a, "tasks-per-job", strconv.Itoa(t.pack), "batch-wait", t.batchWait.String())
+	}
+	if t.payload != "auto" {
+		a = append(a, "payload", t.payload)
 	}
 	return a
 }
@@ -183,6 +193,11 @@ func (p *plan) newTemplate(i int) *templatePlan {
 	t.start = pick(&d, 0, 0, 0, 8*time.Second)
 	t.ttl = pick(&d, 0, 0, 1, 200)
 	t.waits = d.percent(75)
+	t.pack, t.payload = 1, pick(&d, "auto", "auto", "env", "env", "secret", "file")
+	if d.percent(40) {
+		t.pack, t.payload = d.from(2, 6), pick(&d, "auto", "file")
+		t.batchWait = pick(&d, 0, time.Second, 3*time.Second)
+	}
 	for range d.from(3, pick(&d, 6, 12, 25)) {
 		m := messagePlan{body: fmt.Sprintf("message %d of $(SECRET) %s", len(t.sends), t.name)}
 		if d.percent(70) {
@@ -191,8 +206,8 @@ func (p *plan) newTemplate(i int) *templatePlan {
 			m.at = d.between(0, p.length*2/3)
 		}
 		switch {
-		case d.percent(2):
-			m.bad, m.body = true, "a\x00b"
+		case t.payload == "env" && d.percent(5):
+			m.bad, m.body = true, strings.Repeat("\x00", 100_000) // its base64 is too long
 		case d.percent(25):
 			m.failures = d.from(1, t.maxAttempts-1)
 		case d.percent(10):

@@ -182,7 +182,7 @@ func (w *simulation) print(out *bytes.Buffer, v violation) {
 	if v.about != nil {
 		var own []line
 		for _, l := range before {
-			if l.object == v.about.name || strings.HasPrefix(l.object, v.about.name+"#") || l.op == "crash" || l.op == "pause" || l.op == "resume" ||
+			if mentions(l.object, v.about.name) || l.op == "crash" || l.op == "pause" || l.op == "resume" ||
 				l.op == "usurped" || l.op == "stop" || l.op == "start" || l.op == "spoil" || l.op == "mend" || l.op == "watches" {
 				own = append(own, l)
 			}

@@ -59,7 +59,7 @@ func (l *lane) oldestPending() (oldest start, waiting int) {
 
 // askPods asks the pods of a Job what they wait for, and tells. It returns the reason in a word; empty where nothing is wrong.
 func (l *lane) askPods(ctx context.Context, s start, waiting int) (reason string) {
-	name := jobs.Identity{Source: l.identity, MessageID: s.task.messageID, Attempt: s.attempt}.Name()
+	name := jobs.Identity{Source: l.identity, Messages: s.task.messages, Attempt: s.attempt}.Name()
 	callCtx, cancel := context.WithTimeout(ctx, l.tuning.LaunchTimeout)
 	reason, why, err := jobs.WhyNotStarted(callCtx, l.pods, s.namespace, name)
 	cancel()

@@ -96,7 +96,7 @@ func (l *lane) endUnstarted(ctx context.Context, s *start) bool {
 	ctx, cancel := context.WithTimeout(ctx, l.tuning.LaunchTimeout)
 	defer cancel()
 	current := l.settings.Load()
-	name := jobs.Identity{Source: l.identity, MessageID: s.task.messageID, Attempt: s.attempt}.Name()
+	name := jobs.Identity{Source: l.identity, Messages: s.task.messages, Attempt: s.attempt}.Name()
 	_, why, err := jobs.WhyNotStarted(ctx, l.pods, s.namespace, name)
 	if err != nil {
 		why = "its pods cannot be read: " + err.Error()

@@ -16,21 +16,40 @@ type state int
 const (
 	received  state = iota // leased, and not looked at yet
 	queued                 // waits to be launched
+	packed                 // rides in a pack, whose own state says more
 	launching              // its Job is being created
 	running                // its Job exists and has not finished
+	judging                // its Job has succeeded, and is asked which messages of the pack failed
 	settling               // it is decided what becomes of the message, and that is being done
 	resting                // its message is back in the source, and what we know of it stands nowhere else
 	ended                  // it is no task of ours any more
 )
 
-// task is one message on its way. The lane's mutex guards it.
+// task is one message on its way, or a pack of them while they have one Job. The lane's mutex guards it.
 type task struct {
-	messageID string
-	attempt   int
-	state     state
+	// messages is the message's id, or those of a pack.
+	messages jobs.MessageSet
+	attempt  int
+	state    state
+	// members are the messages of a pack, which are tasks of their own; left is how many of them have not gone their own way yet.
+	members []*task
+	left    int
+	// pack is what the message rides in, until it is settled.
+	pack *task
+	// size is how many bytes the message has.
+	size int
+	// pool is where it waits for others to be packed with, while state is queued.
+	pool *pool
+	// alone says that it must not be packed with others: what the API server refused may be this message.
+	alone bool
+	// needsSecret says that the Job's pods wait for a Secret with the payload; provided says that it is known to be there, and starved that it is
+	// known not to be: then the Job takes up no slot, or the message that it waits for might never be received.
+	needsSecret, provided, starved bool
+	// starvedSince is when the first message of a starved Job had come.
+	starvedSince time.Time
 	// namespace is where its Job is, once state is running.
 	namespace string
-	// lease is nil while the message is not ours: a Job that a former leader launched, or whose lease was lost.
+	// lease is nil while the message is not ours: a Job that a former leader launched, or whose lease was lost. A pack has none.
 	lease *lease.Lease
 	// slot says that the task takes up one of the slots.
 	slot bool
@@ -42,6 +61,8 @@ type task struct {
 	putOff int
 	// failed says that the Job of this attempt has run and failed, so that the next launch is another attempt.
 	failed bool
+	// late says that the Job had finished before the message came again.
+	late bool
 	// started is the attempt whose pods have been seen to start.
 	started int
 	// startable is when the pods of the Job could start; zero while nobody waits for that.
@@ -54,6 +75,17 @@ type task struct {
 	finishedAt time.Time
 
 	settlement settlement // once state is settling
+}
+
+// key is that of the task in lane.tasks.
+func (t *task) key() string { return string(t.messages) }
+
+// String names the task for people.
+func (t *task) String() string {
+	if t.members != nil {
+		return fmt.Sprintf("a pack of %d messages", len(t.members))
+	}
+	return "message " + t.key()
 }
 
 // outcome is what becomes of a message. The values are the words of the metrics and of the label that marks settled Jobs.
@@ -86,7 +118,7 @@ type settlement struct {
 	failures int
 }
 
-// decide says what a finished Job means for its message.
+// decide says what a finished Job means for its message, or for one of its messages.
 func decide(spec *annotation.Spec, messageID string, attempt int, job string, status jobs.Status) settlement {
 	if status.Phase == jobs.Succeeded {
 		return settlement{outcome: completed, job: job}

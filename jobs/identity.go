@@ -11,6 +11,8 @@ import (
 	"crypto/sha256"
 	"encoding/base32"
 	"fmt"
+	"iter"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -30,6 +32,10 @@ const (
 	AnnotationSource = "lighterman.dev/source-identity"
 	// AnnotationMessageID is the message's id in its source.
 	AnnotationMessageID = "lighterman.dev/message-id"
+	// AnnotationMessageIDs are the ids of all messages of a pack, in order, with a space between them.
+	AnnotationMessageIDs = "lighterman.dev/message-ids"
+	// AnnotationPayload is PayloadInSecret where the Job's pods wait for a Secret with the payload, of the Job's name and owned by it.
+	AnnotationPayload = "lighterman.dev/payload"
 	// AnnotationAttempt is the number of the attempt, from 1.
 	AnnotationAttempt = "lighterman.dev/attempt"
 	// AnnotationTemplate is the kind and name of the template, as in "CronJob/resize".
@@ -43,24 +49,42 @@ const (
 	AnnotationFence = "lighterman.dev/fence"
 )
 
-// Identity is what a Job stands for: one attempt on one message.
+// Identity is what a Job stands for: one attempt on one message, or on a pack of them.
 type Identity struct {
 	// Source is the identity of the source (see lease.Source).
 	Source string
-	// MessageID is the message's id in the source.
-	MessageID string
+	// Messages are the ids of the messages in the source.
+	Messages MessageSet
 	// Attempt counts from 1.
 	Attempt int
 }
+
+// MessageSet is the ids of one message or of several: sorted, with a space between them, so that equal sets are equal strings. An id has no white
+// space in it.
+type MessageSet string
+
+// NewMessageSet makes the set of some ids.
+func NewMessageSet(ids ...string) MessageSet {
+	if len(ids) == 1 {
+		return MessageSet(ids[0])
+	}
+	return MessageSet(strings.Join(slices.Compact(slices.Sorted(slices.Values(ids))), " "))
+}
+
+// All goes through the ids, in order.
+func (m MessageSet) All() iter.Seq[string] { return strings.SplitSeq(string(m), " ") }
+
+// Len is how many ids there are.
+func (m MessageSet) Len() int { return strings.Count(string(m), " ") + 1 }
 
 // maxStem keeps a Job's name within 63 characters, which the Job controller needs for the labels of its pods, and leaves
 // room for the digest and any attempt.
 const maxStem = 32
 
-// Name is the Job's name: the last part of the source's identity, for people, and a digest of source and message id with
+// Name is the Job's name: the last part of the source's identity, for people, and a digest of source and message ids with
 // the attempt, for uniqueness.
 func (id Identity) Name() string {
-	digest := sha256.Sum256([]byte(id.Source + "\x00" + id.MessageID))
+	digest := sha256.Sum256([]byte(id.Source + "\x00" + string(id.Messages)))
 	sum := strings.ToLower(base32.HexEncoding.WithPadding(base32.NoPadding).EncodeToString(digest[:]))[:20]
 	return stem(id.Source) + "-" + sum + "-" + strconv.Itoa(id.Attempt)
 }
@@ -86,15 +110,24 @@ func stem(source string) string {
 	return "task"
 }
 
+// Packed reports whether a Job was given a pack, be it of one message.
+func Packed(job *batchv1.Job) bool { return job.Annotations[AnnotationMessageIDs] != "" }
+
+// PackLen is how many messages a Job was given, as its annotation says: IdentityOf proves that, and takes longer.
+func PackLen(job *batchv1.Job) int { return MessageSet(job.Annotations[AnnotationMessageIDs]).Len() }
+
 // IdentityOf reads a Job's identity. It fails on a Job that is not ours or that somebody has tampered with.
 func IdentityOf(job *batchv1.Job) (Identity, error) {
 	attempt, err := strconv.Atoi(job.Annotations[AnnotationAttempt])
 	id := Identity{
-		Source:    job.Annotations[AnnotationSource],
-		MessageID: job.Annotations[AnnotationMessageID],
-		Attempt:   attempt,
+		Source:   job.Annotations[AnnotationSource],
+		Messages: MessageSet(job.Annotations[AnnotationMessageID]),
+		Attempt:  attempt,
 	}
-	if err != nil || id.Source == "" || id.MessageID == "" || attempt < 1 {
+	if pack := job.Annotations[AnnotationMessageIDs]; pack != "" && id.Messages == "" {
+		id.Messages = MessageSet(pack)
+	}
+	if err != nil || id.Source == "" || id.Messages == "" || attempt < 1 {
 		return Identity{}, fmt.Errorf("job %s/%s does not carry the identity of a task in the annotations %s, %s and %s",
 			job.Namespace, job.Name, AnnotationSource, AnnotationMessageID, AnnotationAttempt)
 	}

@@ -1,8 +1,8 @@
 package jobs
 
 import (
-	"bytes"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -18,7 +18,7 @@ import (
 func keepAll(m map[string]string) map[string]string { return m }
 
 func TestNameIsAPureFunctionOfTheIdentity(t *testing.T) {
-	base := Identity{Source: "redis-streams://r:6379/0/thumbs?group=g", MessageID: "1-0", Attempt: 1}
+	base := Identity{Source: "redis-streams://r:6379/0/thumbs?group=g", Messages: NewMessageSet("1-0"), Attempt: 1}
 	same := base
 	if base.Name() != same.Name() {
 		t.Fatal("two names for one identity")
@@ -26,18 +26,37 @@ func TestNameIsAPureFunctionOfTheIdentity(t *testing.T) {
 	seen := map[string]Identity{}
 	for _, id := range []Identity{
 		base,
-		{Source: base.Source, MessageID: "1-0", Attempt: 2},
-		{Source: base.Source, MessageID: "1-1", Attempt: 1},
-		{Source: "redis-streams://r:6379/1/thumbs?group=g", MessageID: "1-0", Attempt: 1},
-		{Source: "redis-streams://r:6379/0/thumbs?group=h", MessageID: "1-0", Attempt: 1},
-		// The border between source and message must not be movable.
-		{Source: base.Source + "1", MessageID: "-0", Attempt: 1},
+		{Source: base.Source, Messages: NewMessageSet("1-0"), Attempt: 2},
+		{Source: base.Source, Messages: NewMessageSet("1-1"), Attempt: 1},
+		{Source: base.Source, Messages: NewMessageSet("1-0", "1-1"), Attempt: 1},
+		{Source: base.Source, Messages: NewMessageSet("1-0", "1-2"), Attempt: 1},
+		{Source: base.Source, Messages: NewMessageSet("1-0", "1-1", "1-2"), Attempt: 1},
+		{Source: "redis-streams://r:6379/1/thumbs?group=g", Messages: NewMessageSet("1-0"), Attempt: 1},
+		{Source: "redis-streams://r:6379/0/thumbs?group=h", Messages: NewMessageSet("1-0"), Attempt: 1},
+		// The border between source and message must not be movable, nor that between messages.
+		{Source: base.Source + "1", Messages: NewMessageSet("-0"), Attempt: 1},
+		{Source: base.Source, Messages: NewMessageSet("1-01-1"), Attempt: 1},
 	} {
 		name := id.Name()
 		if other, ok := seen[name]; ok {
 			t.Errorf("%+v and %+v have the same name", id, other)
 		}
 		seen[name] = id
+	}
+}
+
+// TestNamesStay: a Job's name is the record of its attempt, and processes of different versions must agree on it.
+func TestNamesStay(t *testing.T) {
+	for name, id := range map[string]Identity{
+		"thumbs-s74ed1tuqg4jjbd68hd3-1": {Source: "redis-streams://r:6379/0/thumbs?group=g", Messages: NewMessageSet("1-0"), Attempt: 1},
+		"tasks-6rga0dhi9jqtij0soiji-12": {
+			Source: "azure-storage-queue://account.queue.core.windows.net/tasks", Messages: NewMessageSet("c3e1a0f5-6f0f-4c2b-9a49-d54f3d7b7d2c"), Attempt: 12,
+		},
+		"thumbs-qrg6jk2u205rtsmn4mlp-2": {Source: "redis-streams://r:6379/0/thumbs?group=g", Messages: NewMessageSet("1-1", "1-0"), Attempt: 2},
+	} {
+		if got := id.Name(); got != name {
+			t.Errorf("%+v has the name %s, and had %s", id, got, name)
+		}
 	}
 }
 
@@ -49,10 +68,81 @@ func TestNamesAreValid(t *testing.T) {
 		"x://h/" + strings.Repeat("long-", 40),
 		"",
 	} {
-		name := Identity{Source: source, MessageID: "m", Attempt: 1_000_000}.Name()
+		name := Identity{Source: source, Messages: NewMessageSet("m"), Attempt: 1_000_000}.Name()
 		if errs := validation.IsDNS1123Label(name); len(errs) > 0 {
 			t.Errorf("source %q makes the name %q: %v", source, name, errs)
 		}
+	}
+}
+
+// TestMessageSet: what differs in order only, or names a message twice, is the same.
+func TestMessageSet(t *testing.T) {
+	tests := map[string]struct {
+		ids  []string
+		want []string
+	}{
+		"one":                 {[]string{"b"}, []string{"b"}},
+		"in order":            {[]string{"a", "b", "c"}, []string{"a", "b", "c"}},
+		"out of order":        {[]string{"c", "a", "b"}, []string{"a", "b", "c"}},
+		"twice":               {[]string{"b", "a", "b"}, []string{"a", "b"}},
+		"the same one twice":  {[]string{"a", "a"}, []string{"a"}},
+		"by bytes, not value": {[]string{"10-0", "9-0"}, []string{"10-0", "9-0"}},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			given := slices.Clone(test.ids)
+			set := NewMessageSet(test.ids...)
+			if diff := cmp.Diff(test.want, slices.Collect(set.All())); diff != "" {
+				t.Errorf("ids (-want +got):\n%s", diff)
+			}
+			if set.Len() != len(test.want) {
+				t.Errorf("%d ids, want %d", set.Len(), len(test.want))
+			}
+			if again := NewMessageSet(slices.Collect(set.All())...); again != set {
+				t.Errorf("made anew it is %q, and was %q", again, set)
+			}
+			if diff := cmp.Diff(given, test.ids); diff != "" {
+				t.Errorf("the caller's ids were changed:\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestIdentityOf(t *testing.T) {
+	pack := Identity{Source: "x://h/resize", Messages: NewMessageSet("m2", "m1"), Attempt: 2}
+	tests := map[string]struct {
+		of     Identity
+		change func(map[string]string)
+		want   string // part of the error; empty: the identity comes back
+	}{
+		"one message": {of: testID},
+		"a pack":      {of: pack},
+		"a pack of one": {of: testID, change: func(a map[string]string) {
+			a[AnnotationMessageIDs] = a[AnnotationMessageID]
+			delete(a, AnnotationMessageID)
+		}},
+		"no messages":               {pack, func(a map[string]string) { delete(a, AnnotationMessageIDs) }, "does not carry the identity"},
+		"no source":                 {pack, func(a map[string]string) { delete(a, AnnotationSource) }, "does not carry the identity"},
+		"no attempt":                {pack, func(a map[string]string) { a[AnnotationAttempt] = "0" }, "does not carry the identity"},
+		"a message less":            {pack, func(a map[string]string) { a[AnnotationMessageIDs] = "m1" }, "the identity of another Job"},
+		"a message more":            {pack, func(a map[string]string) { a[AnnotationMessageIDs] = "m1 m2 m3" }, "the identity of another Job"},
+		"not in order":              {pack, func(a map[string]string) { a[AnnotationMessageIDs] = "m2 m1" }, "the identity of another Job"},
+		"a pack, and a message too": {pack, func(a map[string]string) { a[AnnotationMessageID] = "m1" }, "the identity of another Job"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			job := testJob(t, test.of)
+			if test.change != nil {
+				test.change(job.Annotations)
+			}
+			got, err := IdentityOf(job)
+			switch {
+			case test.want == "" && (err != nil || got != test.of):
+				t.Errorf("identity %+v, %v; want %+v", got, err, test.of)
+			case test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)):
+				t.Errorf("identity %+v, error %v; want %q", got, err, test.want)
+			}
+		})
 	}
 }
 
@@ -92,13 +182,26 @@ func TestJobFromCronJob(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	id := Identity{Source: "x://h/resize", MessageID: "m1", Attempt: 3}
+	id := Identity{Source: "x://h/resize", Messages: NewMessageSet("m1"), Attempt: 3}
 	enqueued := time.Date(2026, 11, 23, 10, 0, 0, 5, time.UTC)
-	got, err := template.Job(Task{Identity: id, Payload: []byte(`{"cost": "$5", "a": "$(SECRET)"}`), EnqueuedAt: enqueued})
-	if err != nil {
-		t.Fatal(err)
+	got, secret, err := template.Job(Task{
+		Identity: id, Content: content(t, PayloadAuto, []byte(`{"cost": "$5", "a": "$(SECRET)"}`)),
+		EnqueuedAt: enqueued, TraceParent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+	})
+	if err != nil || secret != nil {
+		t.Fatal(err, secret)
 	}
-	payload := corev1.EnvVar{Name: EnvPayload, Value: `{"cost": "$$5", "a": "$$(SECRET)"}`}
+	told := func(more ...corev1.EnvVar) []corev1.EnvVar {
+		return append([]corev1.EnvVar{
+			{Name: EnvPayload, Value: `{"cost": "$$5", "a": "$$(SECRET)"}`},
+			{Name: "LIGHTERMAN_MESSAGE_ID", Value: "m1"},
+			{Name: "LIGHTERMAN_ENQUEUED_AT", Value: "2026-11-23T10:00:00.000000005Z"},
+			{Name: "TRACEPARENT", Value: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"},
+			{Name: "LIGHTERMAN_ATTEMPT", Value: "3"},
+			{Name: "LIGHTERMAN_SOURCE", Value: "x://h/resize"},
+			{Name: "LIGHTERMAN_TASK_COUNT", Value: "1"},
+		}, more...)
+	}
 	want := &batchv1.Job{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: "ns",
@@ -120,10 +223,10 @@ func TestJobFromCronJob(t *testing.T) {
 				ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app": "resize", LabelTemplate: "resize"}},
 				Spec: corev1.PodSpec{
 					RestartPolicy:  corev1.RestartPolicyNever,
-					InitContainers: []corev1.Container{{Name: "init", Env: []corev1.EnvVar{payload}}},
+					InitContainers: []corev1.Container{{Name: "init", Env: told()}},
 					Containers: []corev1.Container{
-						{Name: "main", Env: []corev1.EnvVar{payload, {Name: "ARGS", Value: "--event=$(KEDA_TASK_DATA)"}}},
-						{Name: "side", Env: []corev1.EnvVar{payload}},
+						{Name: "main", Env: told(corev1.EnvVar{Name: "ARGS", Value: "--event=$(KEDA_TASK_DATA)"})},
+						{Name: "side", Env: told()},
 					},
 				},
 			},
@@ -139,15 +242,16 @@ func TestJobFromCronJob(t *testing.T) {
 		t.Errorf("identity %+v, %v; want %+v", read, err, id)
 	}
 
-	again, err := template.Job(Task{Identity: Identity{Source: "x://h/resize", MessageID: "m2", Attempt: 1}, Payload: []byte("other")})
-	if err != nil {
-		t.Fatal(err)
-	}
+	again, _ := newJob(t, template, Task{Identity: Identity{Source: "x://h/resize", Messages: NewMessageSet("m2"), Attempt: 1}, Content: content(t, PayloadAsFile, []byte("other"))})
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("making another Job changed the first:\n%s", diff)
 	}
 	if _, ok := again.Annotations[AnnotationEnqueuedAt]; ok {
 		t.Error("a message without a time has one on its Job")
+	}
+	want2 := []string{EnvPayloadFile, "LIGHTERMAN_MESSAGE_ID", "LIGHTERMAN_ATTEMPT", "LIGHTERMAN_SOURCE", "LIGHTERMAN_TASK_COUNT"}
+	if diff := cmp.Diff(want2, names(again.Spec.Template.Spec.InitContainers[0].Env)); diff != "" {
+		t.Errorf("variables of a message without a time and a trace (-want +got):\n%s", diff)
 	}
 }
 
@@ -163,10 +267,7 @@ func TestJobFromSuspendedJob(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := template.Job(Task{Identity: Identity{Source: "x://h/q", MessageID: "m", Attempt: 1}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	got, _ := newJob(t, template, Task{Identity: Identity{Source: "x://h/q", Messages: NewMessageSet("m"), Attempt: 1}})
 	if got.Spec.Suspend != nil || got.Spec.Selector != nil {
 		t.Errorf("suspend %v and selector %v are the template's own", got.Spec.Suspend, got.Spec.Selector)
 	}
@@ -195,10 +296,7 @@ func TestToolAnnotationsStayOnTheTemplate(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		job, err := template.Job(Task{Identity: testID})
-		if err != nil {
-			t.Fatal(err)
-		}
+		job, _ := newJob(t, template, Task{Identity: testID})
 		if len(written) != 3 {
 			t.Fatal("the object itself was changed")
 		}
@@ -237,13 +335,6 @@ func TestUnusableTemplates(t *testing.T) {
 				return FromJob(&batchv1.Job{Spec: batchv1.JobSpec{Suspend: ptr.To(true)}, Status: batchv1.JobStatus{Failed: 1}}, keepAll)
 			}, "has run already",
 		},
-		"payload variable in use": {
-			func() (*Template, error) {
-				c := cronJob()
-				c.Spec.JobTemplate.Spec.Template.Spec.InitContainers[0].Env = []corev1.EnvVar{{Name: EnvPayload}}
-				return FromCronJob(c, keepAll)
-			}, `container "init" sets KEDA_TASK_DATA itself; remove it`,
-		},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -255,34 +346,48 @@ func TestUnusableTemplates(t *testing.T) {
 	}
 }
 
-func TestPayloadsAreCarriedOrRefused(t *testing.T) {
-	longest := bytes.Repeat([]byte("a"), maxEnvPayload)
+// TestReservedNames: a template may not use the names by which a payload is handed over.
+func TestReservedNames(t *testing.T) {
+	setting := func(name string) func(*corev1.PodSpec) {
+		return func(p *corev1.PodSpec) { p.InitContainers[0].Env = []corev1.EnvVar{{Name: name}} }
+	}
+	mounting := func(path string) func(*corev1.PodSpec) {
+		return func(p *corev1.PodSpec) {
+			p.Volumes = []corev1.Volume{{Name: "v"}}
+			p.Containers[1].VolumeMounts = []corev1.VolumeMount{{Name: "other", MountPath: "/srv"}, {Name: "v", MountPath: path}}
+		}
+	}
 	tests := map[string]struct {
-		payload []byte
-		refused string // part of the error
+		change func(*corev1.PodSpec)
+		want   string // part of the error; empty: none
 	}{
-		"empty":             {payload: nil},
-		"text":              {payload: []byte("hello, wörld\n\"'`\\")},
-		"one byte to spare": {payload: longest[1:]},
-		"longest":           {payload: longest},
-		"too long by one":   {payload: append([]byte("a"), longest...), refused: "131056 at most"},
-		"NUL":               {payload: []byte("a\x00b"), refused: "byte 1 is NUL"},
-		"not UTF-8":         {payload: []byte("a\xffb"), refused: "not valid UTF-8"},
+		"payload":             {setting(EnvPayload), `container "init" sets KEDA_TASK_DATA itself; remove it`},
+		"file":                {setting(EnvPayloadFile), `container "init" sets KEDA_TASK_DATA_FILE itself; remove it`},
+		"encoding":            {setting(EnvPayloadEncoding), `container "init" sets KEDA_TASK_DATA_ENCODING itself; remove it`},
+		"what it may replace": {setting(EnvMessageID), ""},
+		"a name like it":      {setting("KEDA_TASK_DATA_"), ""},
+		"volume": {
+			func(p *corev1.PodSpec) { p.Volumes = []corev1.Volume{{Name: "lighterman-payload"}} }, "a volume named lighterman-payload",
+		},
+		"a volume like it":     {func(p *corev1.PodSpec) { p.Volumes = []corev1.Volume{{Name: "lighterman"}} }, ""},
+		"mount":                {mounting("/var/run/lighterman"), `container "side" mounts volume v at /var/run/lighterman, where`},
+		"mount with a slash":   {mounting("/var/run/lighterman/"), `mounts volume v at /var/run/lighterman/, where`},
+		"mount, roundabout":    {mounting("/var/./run/x/../lighterman"), `where the dispatcher puts payloads; mount it elsewhere`},
+		"mount below":          {mounting("/var/run/lighterman/tasks.jsonl"), `where the dispatcher puts payloads; mount it elsewhere`},
+		"mount beside":         {mounting("/var/run/lighterman-other"), ""},
+		"mount above":          {mounting("/var/run"), ""},
+		"mount of a like name": {mounting("/srv/var/run/lighterman"), ""},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			got, err := payloadEnv(test.payload)
-			if test.refused != "" {
-				if !errors.Is(err, ErrPayload) || !strings.Contains(err.Error(), test.refused) {
-					t.Errorf("error %v, want ErrPayload with %q", err, test.refused)
-				}
-				return
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			if back := strings.ReplaceAll(got.Value, "$$", "$"); back != string(test.payload) {
-				t.Error("the payload does not come back")
+			c := cronJob()
+			test.change(&c.Spec.JobTemplate.Spec.Template.Spec)
+			_, err := FromCronJob(c, keepAll)
+			switch {
+			case test.want == "" && err != nil:
+				t.Errorf("refused: %v", err)
+			case test.want != "" && (!errors.Is(err, ErrTemplate) || !strings.Contains(err.Error(), test.want)):
+				t.Errorf("error %v, want ErrTemplate with %q", err, test.want)
 			}
 		})
 	}

@@ -10,17 +10,20 @@ import (
 	"strings"
 
 	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/client-go/kubernetes"
 	batchclient "k8s.io/client-go/kubernetes/typed/batch/v1"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 )
 
 // fieldManager is who the API server records as the writer.
 const fieldManager = "lighterman"
 
-// ErrForeign means that a Job of the name that we need exists and is not ours.
-var ErrForeign = errors.New("name is taken by a Job that is not ours")
+// ErrForeign means that an object of the name that we need exists and is not ours.
+var ErrForeign = errors.New("name is taken by an object that is not ours")
 
 // FenceDenied is in the API server's answer to who creates a Job in a term that is over.
 const FenceDenied = "the term of the leader lock in " + AnnotationFence + " is over"
@@ -37,15 +40,16 @@ func Fenced(err error) bool {
 	})
 }
 
-// Launcher creates Jobs.
+// Launcher creates Jobs, and the Secrets of their payloads.
 type Launcher struct {
-	client batchclient.JobsGetter
-	fence  string
+	client  batchclient.JobsGetter
+	secrets corev1client.SecretsGetter
+	fence   string
 }
 
 // NewLauncher makes a Launcher. Its Jobs carry the fence, unless that is empty.
-func NewLauncher(client batchclient.JobsGetter, fence string) *Launcher {
-	return &Launcher{client: client, fence: fence}
+func NewLauncher(client kubernetes.Interface, fence string) *Launcher {
+	return &Launcher{client: client.BatchV1(), secrets: client.CoreV1(), fence: fence}
 }
 
 // Launch puts the fence on the Job and creates it, or finds that it exists: then adopted is true and the result is the Job as it is now, running
@@ -94,21 +98,30 @@ func sameIdentity(existing, wanted *batchv1.Job) bool {
 	return err == nil && have == want
 }
 
-// DryRun asks the API server whether it would take a Job of this template: validation, admission and quota.
-func (l *Launcher) DryRun(ctx context.Context, t *Template, source string) error {
-	job, err := t.Job(Task{
-		Identity: Identity{Source: source, MessageID: "dry-run of " + t.ref.String(), Attempt: 1},
-		Payload:  []byte("dry run"),
+// DryRun asks the API server whether it would take a Job of this template, and a Secret for it where the mode may need one: validation, admission
+// and quota.
+func (l *Launcher) DryRun(ctx context.Context, t *Template, source string, mode PayloadMode) error {
+	content := &Content{env: []corev1.EnvVar{{Name: EnvPayload, Value: "dry run"}}}
+	if mode != PayloadEnv {
+		content = &Content{data: map[string][]byte{fileName: []byte("dry run")}, file: fileName}
+	}
+	job, secret, err := t.Job(Task{
+		Identity: Identity{Source: source, Messages: NewMessageSet("dry-run-of-" + t.ref.annotation()), Attempt: 1},
+		Content:  content,
 	})
 	if err != nil {
 		return err
 	}
 	l.stamp(job)
-	_, err = l.client.Jobs(job.Namespace).Create(ctx, job, metav1.CreateOptions{
-		FieldManager: fieldManager, DryRun: []string{metav1.DryRunAll},
-	})
-	if err != nil {
+	dry := metav1.CreateOptions{FieldManager: fieldManager, DryRun: []string{metav1.DryRunAll}}
+	if _, err = l.client.Jobs(job.Namespace).Create(ctx, job, dry); err != nil {
 		return fmt.Errorf("the API server would not take a Job of this template: %w", err)
+	}
+	if secret == nil {
+		return nil
+	}
+	if _, err = l.secrets.Secrets(secret.Namespace).Create(ctx, secret, dry); err != nil {
+		return fmt.Errorf("the API server would not take a Secret with the payload of a Job (with payload: env there would be none): %w", err)
 	}
 	return nil
 }

@@ -23,7 +23,7 @@ import (
 	"k8s.io/utils/ptr"
 )
 
-var testID = Identity{Source: "x://h/resize", MessageID: "m1", Attempt: 1}
+var testID = Identity{Source: "x://h/resize", Messages: NewMessageSet("m1"), Attempt: 1}
 
 func testJob(t *testing.T, id Identity) *batchv1.Job {
 	t.Helper()
@@ -31,11 +31,30 @@ func testJob(t *testing.T, id Identity) *batchv1.Job {
 	if err != nil {
 		t.Fatal(err)
 	}
-	job, err := template.Job(Task{Identity: id, Payload: []byte("x")})
+	job, _ := newJob(t, template, Task{Identity: id, Content: content(t, PayloadAuto, []byte("x")), Packed: id.Messages.Len() > 1})
+	return job
+}
+
+// newJob makes a Job, with a payload where the task has none.
+func newJob(t testing.TB, template *Template, task Task) (*batchv1.Job, *corev1.Secret) {
+	t.Helper()
+	if task.Content == nil {
+		task.Content = content(t, PayloadAuto, nil)
+	}
+	job, secret, err := template.Job(task)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return job
+	return job, secret
+}
+
+func content(t testing.TB, mode PayloadMode, payload []byte) *Content {
+	t.Helper()
+	c, err := NewContent(mode, payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 func TestLaunch(t *testing.T) {
@@ -68,7 +87,7 @@ func TestLaunch(t *testing.T) {
 			if test.existing != nil {
 				client = fake.NewClientset(test.existing.DeepCopy())
 			}
-			job, adopted, err := NewLauncher(client.BatchV1(), "").Launch(t.Context(), wanted)
+			job, adopted, err := NewLauncher(client, "").Launch(t.Context(), wanted)
 			if test.foreign {
 				if !errors.Is(err, ErrForeign) || Class(err) != "foreign" || Rejected(err) {
 					t.Errorf("error %v, want ErrForeign", err)
@@ -93,7 +112,7 @@ func TestLaunchOfAVanishingJob(t *testing.T) {
 				creations++
 				return creations <= times, nil, exists
 			})
-			job, adopted, err := NewLauncher(client.BatchV1(), "").Launch(t.Context(), testJob(t, testID))
+			job, adopted, err := NewLauncher(client, "").Launch(t.Context(), testJob(t, testID))
 			if times < 3 {
 				if err != nil || adopted || job == nil {
 					t.Errorf("%v, %v, %v; want it created", job, adopted, err)
@@ -105,24 +124,61 @@ func TestLaunchOfAVanishingJob(t *testing.T) {
 	}
 }
 
+// TestDryRun: the API server is asked for the Job, and for the Secret where the mode may need one, without creating either.
 func TestDryRun(t *testing.T) {
-	client := fake.NewClientset()
-	var options metav1.CreateOptions
-	var asked *batchv1.Job
-	client.PrependReactor("create", "jobs", func(a clienttesting.Action) (bool, runtime.Object, error) {
-		create := a.(clienttesting.CreateActionImpl)
-		options, asked = create.GetCreateOptions(), create.GetObject().(*batchv1.Job)
-		return true, asked, nil
-	})
-	template, err := FromCronJob(cronJob(), keepAll)
-	if err != nil {
-		t.Fatal(err)
+	tests := map[string]struct {
+		mode   PayloadMode
+		fail   string // the resource that the API server refuses
+		asked  []string
+		remedy string // part of the error
+	}{
+		"auto":           {mode: PayloadAuto, asked: []string{"jobs", "secrets"}},
+		"env":            {mode: PayloadEnv, asked: []string{"jobs"}},
+		"secret":         {mode: PayloadSecret, asked: []string{"jobs", "secrets"}},
+		"file":           {mode: PayloadAsFile, asked: []string{"jobs", "secrets"}},
+		"Job refused":    {mode: PayloadAuto, fail: "jobs", asked: []string{"jobs"}, remedy: "would not take a Job of this template"},
+		"Secret refused": {mode: PayloadAuto, fail: "secrets", asked: []string{"jobs", "secrets"}, remedy: "with payload: env there would be none"},
 	}
-	if err := NewLauncher(client.BatchV1(), "").DryRun(t.Context(), template, "x://h/resize"); err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff([]string{metav1.DryRunAll}, options.DryRun); diff != "" || asked.Name == testID.Name() {
-		t.Errorf("asked for %s with the options %+v", asked.Name, options)
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			client := fake.NewClientset()
+			var asked []string
+			client.PrependReactor("create", "*", func(a clienttesting.Action) (bool, runtime.Object, error) {
+				create := a.(clienttesting.CreateActionImpl)
+				asked = append(asked, a.GetResource().Resource)
+				if diff := cmp.Diff([]string{metav1.DryRunAll}, create.GetCreateOptions().DryRun); diff != "" {
+					t.Errorf("it would have been created (-want +got):\n%s", diff)
+				}
+				if a.GetResource().Resource == test.fail {
+					return true, nil, apierrors.NewForbidden(schema.GroupResource{Resource: test.fail}, "x", errors.New("exceeded quota"))
+				}
+				switch object := create.GetObject().(type) {
+				case *batchv1.Job:
+					if object.Name == testID.Name() || object.Annotations[AnnotationFence] != "ns/lock/7" {
+						t.Errorf("asked for the Job %s with the annotations %v", object.Name, object.Annotations)
+					}
+				case *corev1.Secret:
+					if len(object.OwnerReferences) > 0 {
+						t.Errorf("the Secret's owner %v does not exist", object.OwnerReferences)
+					}
+				}
+				return true, create.GetObject(), nil
+			})
+			template, err := FromCronJob(cronJob(), keepAll)
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = NewLauncher(client, "ns/lock/7").DryRun(t.Context(), template, "x://h/resize", test.mode)
+			switch {
+			case test.fail == "" && err != nil:
+				t.Error(err)
+			case test.fail != "" && (!Rejected(err) || !strings.Contains(err.Error(), test.remedy)):
+				t.Errorf("error %v, want a rejection with %q", err, test.remedy)
+			}
+			if diff := cmp.Diff(test.asked, asked); diff != "" {
+				t.Errorf("asked for (-want +got):\n%s", diff)
+			}
+		})
 	}
 }
 
@@ -135,7 +191,7 @@ func patchOf(t *testing.T, do func(l *Launcher) error) map[string]any {
 		body = a.(clienttesting.PatchAction).GetPatch()
 		return true, &batchv1.Job{}, nil
 	})
-	if err := do(NewLauncher(client.BatchV1(), "")); err != nil {
+	if err := do(NewLauncher(client, "")); err != nil {
 		t.Fatal(err)
 	}
 	var patch map[string]any
@@ -193,7 +249,7 @@ func TestEnd(t *testing.T) {
 }
 
 func TestPatchesOfAJobThatIsGone(t *testing.T) {
-	l := NewLauncher(fake.NewClientset().BatchV1(), "")
+	l := NewLauncher(fake.NewClientset(), "")
 	if err := l.MarkSettled(t.Context(), &batchv1.Job{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "gone"}}, "completed", 0); err != nil {
 		t.Errorf("MarkSettled: %v", err)
 	}
@@ -308,15 +364,30 @@ func TestLongTemplateNamesMakeLabels(t *testing.T) {
 func TestNothingOfATaskIsSharedWithTheNext(t *testing.T) {
 	template, err := FromJob(&batchv1.Job{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "j"}, Spec: batchv1.JobSpec{Suspend: ptr.To(true), Template: corev1.PodTemplateSpec{
-			Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Env: make([]corev1.EnvVar, 0, 10)}}},
+			Spec: corev1.PodSpec{
+				Volumes:    make([]corev1.Volume, 0, 10),
+				Containers: []corev1.Container{{Name: "c", Env: make([]corev1.EnvVar, 0, 10), VolumeMounts: make([]corev1.VolumeMount, 0, 10)}},
+			},
 		}},
 	}, keepAll)
 	if err != nil {
 		t.Fatal(err)
 	}
-	one, _ := template.Job(Task{Identity: testID, Payload: []byte("one")})
-	two, _ := template.Job(Task{Identity: testID, Payload: []byte("two")})
-	if got := one.Spec.Template.Spec.Containers[0].Env[0].Value + two.Spec.Template.Spec.Containers[0].Env[0].Value; got != "onetwo" {
-		t.Errorf("payloads %q", got)
+	for _, mode := range []PayloadMode{PayloadAuto, PayloadAsFile} {
+		var saw []string
+		one, oneSecret := newJob(t, template, Task{Identity: testID, Content: content(t, mode, []byte("one"))})
+		two, twoSecret := newJob(t, template, Task{
+			Identity: Identity{Source: testID.Source, Messages: NewMessageSet("m2"), Attempt: 1}, Content: content(t, mode, []byte("two")),
+		})
+		for _, made := range []struct {
+			job    *batchv1.Job
+			secret *corev1.Secret
+		}{{one, oneSecret}, {two, twoSecret}} {
+			container := see(t, made.job, made.secret)[0]
+			saw = append(saw, container.env[EnvMessageID], string(container.payload(t)))
+		}
+		if diff := cmp.Diff([]string{"m1", "one", "m2", "two"}, saw); diff != "" {
+			t.Errorf("%s: what the tasks are given (-want +got):\n%s", mode, diff)
+		}
 	}
 }

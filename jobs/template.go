@@ -4,7 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
@@ -86,15 +89,8 @@ func newTemplate(ref Ref, labels, annotations map[string]string, spec batchv1.Jo
 	t := &Template{ref: ref, ttl: spec.TTLSecondsAfterFinished, history: defaultHistory}
 	// A Job that removed itself before its message is settled would take the record of its run with it.
 	spec.TTLSecondsAfterFinished = nil
-	for _, containers := range [][]corev1.Container{spec.Template.Spec.InitContainers, spec.Template.Spec.Containers} {
-		for i := range containers {
-			c := &containers[i]
-			for _, env := range c.Env {
-				if env.Name == EnvPayload {
-					return nil, fmt.Errorf("%w: container %q sets %s itself; remove it, the dispatcher puts the payload there", ErrTemplate, c.Name, EnvPayload)
-				}
-			}
-		}
+	if err := reserved(&spec.Template.Spec); err != nil {
+		return nil, err
 	}
 	annotations = maps.Clone(annotations)
 	for _, tool := range toolAnnotations {
@@ -135,45 +131,127 @@ func (t *Template) Made(job *batchv1.Job) bool {
 // Task is what a Job is made for.
 type Task struct {
 	Identity
-	// Payload is handed to the containers, byte for byte.
-	Payload []byte
-	// EnqueuedAt is when the message came into its source; zero where that is not known.
-	EnqueuedAt time.Time
+	Content *Content
+	// Packed says that the content is a pack, be it of one message, and speaks of its messages itself.
+	Packed bool
+	// EnqueuedAt and TraceParent are the message's, where it is one (see Message).
+	EnqueuedAt  time.Time
+	TraceParent string
 }
 
-// Job makes the Job of a task. The result shares memory with the template: it may be sent, not changed. It fails with
-// ErrPayload where the payload cannot be carried.
-func (t *Template) Job(task Task) (*batchv1.Job, error) {
-	payload, err := payloadEnv(task.Payload)
-	if err != nil {
-		return nil, err
+// What a container is told of its task.
+const (
+	EnvMessageID   = "LIGHTERMAN_MESSAGE_ID"
+	EnvAttempt     = "LIGHTERMAN_ATTEMPT"
+	EnvSource      = "LIGHTERMAN_SOURCE"
+	EnvEnqueuedAt  = "LIGHTERMAN_ENQUEUED_AT"
+	EnvTaskCount   = "LIGHTERMAN_TASK_COUNT"
+	EnvTraceParent = "TRACEPARENT"
+)
+
+// context is what a container is told of its task, as variables.
+func (task *Task) context() []corev1.EnvVar {
+	env := make([]corev1.EnvVar, 0, 8)
+	add := func(name, value string) {
+		if value != "" {
+			env = append(env, corev1.EnvVar{Name: name, Value: escape(value)})
+		}
 	}
+	if !task.Packed {
+		add(EnvMessageID, string(task.Messages))
+		add(EnvEnqueuedAt, enqueuedAt(task.EnqueuedAt))
+		add(EnvTraceParent, task.TraceParent)
+	}
+	add(EnvAttempt, strconv.Itoa(task.Attempt))
+	add(EnvSource, task.Source)
+	add(EnvTaskCount, strconv.Itoa(task.Messages.Len()))
+	return env
+}
+
+// enqueuedAt is the form in which a container is told of a time; empty where there is none.
+func enqueuedAt(at time.Time) string {
+	if at.IsZero() {
+		return ""
+	}
+	return at.UTC().Format(time.RFC3339Nano)
+}
+
+// Job makes the Job of a task, and the Secret that its pods wait for, nil where there is none (see Launcher.Provide). The result shares memory with
+// the template: it may be sent, not changed. It fails with ErrPayload where the payload cannot be carried.
+func (t *Template) Job(task Task) (*batchv1.Job, *corev1.Secret, error) {
 	job := t.prototype
+	pod := &job.Spec.Template.Spec
+	if err := task.Content.fits(len(pod.InitContainers) + len(pod.Containers)); err != nil {
+		return nil, nil, err
+	}
 	job.Name = task.Name()
-	job.Annotations = make(map[string]string, len(t.prototype.Annotations)+5)
+	job.Annotations = make(map[string]string, len(t.prototype.Annotations)+7)
 	maps.Copy(job.Annotations, t.prototype.Annotations)
 	job.Annotations[AnnotationTemplate] = t.ref.annotation()
 	job.Annotations[AnnotationSource] = task.Source
-	job.Annotations[AnnotationMessageID] = task.MessageID
-	job.Annotations[AnnotationAttempt] = strconv.Itoa(task.Attempt)
-	if !task.EnqueuedAt.IsZero() {
-		job.Annotations[AnnotationEnqueuedAt] = task.EnqueuedAt.UTC().Format(time.RFC3339Nano)
+	if task.Packed {
+		job.Annotations[AnnotationMessageIDs] = string(task.Messages)
+	} else {
+		job.Annotations[AnnotationMessageID] = string(task.Messages)
 	}
-	pod := &job.Spec.Template.Spec
-	pod.InitContainers = withEnv(pod.InitContainers, payload)
-	pod.Containers = withEnv(pod.Containers, payload)
-	return &job, nil
+	job.Annotations[AnnotationAttempt] = strconv.Itoa(task.Attempt)
+	if at := enqueuedAt(task.EnqueuedAt); at != "" && !task.Packed {
+		job.Annotations[AnnotationEnqueuedAt] = at
+	}
+	secret := t.Secret(&job, task.Content)
+	if secret != nil {
+		job.Annotations[AnnotationPayload] = PayloadInSecret
+	}
+	env := append(task.Content.variables(job.Name), task.context()...)
+	volume, mount, mounted := task.Content.volume(job.Name)
+	if mounted {
+		pod.Volumes = append(pod.Volumes[:len(pod.Volumes):len(pod.Volumes)], volume)
+	}
+	for _, containers := range []*[]corev1.Container{&pod.InitContainers, &pod.Containers} {
+		*containers = withEnv(*containers, env)
+		for i := range *containers {
+			if c := &(*containers)[i]; mounted {
+				c.VolumeMounts = append(c.VolumeMounts[:len(c.VolumeMounts):len(c.VolumeMounts)], mount)
+			}
+		}
+	}
+	return &job, secret, nil
 }
 
-// withEnv gives each container the variable, before its own, so that those can refer to it as $(KEDA_TASK_DATA).
-func withEnv(containers []corev1.Container, env corev1.EnvVar) []corev1.Container {
+// reserved refuses a pod that uses the names by which a payload is handed over.
+func reserved(pod *corev1.PodSpec) error {
+	for _, v := range pod.Volumes {
+		if v.Name == volumeName {
+			return fmt.Errorf("%w: it has a volume named %s, which the dispatcher needs for payloads; rename it", ErrTemplate, volumeName)
+		}
+	}
+	for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
+		for _, env := range c.Env {
+			switch env.Name {
+			case EnvPayload, EnvPayloadFile, EnvPayloadEncoding:
+				return fmt.Errorf("%w: container %q sets %s itself; remove it, the dispatcher puts the payload there", ErrTemplate, c.Name, env.Name)
+			}
+		}
+		for _, m := range c.VolumeMounts {
+			// In most images, /var/run is a link to /run.
+			at := strings.TrimPrefix(path.Clean(m.MountPath), "/var")
+			if dir := strings.TrimPrefix(PayloadDir, "/var"); at == dir || strings.HasPrefix(at, dir+"/") {
+				return fmt.Errorf("%w: container %q mounts volume %s at %s, where the dispatcher puts payloads; mount it elsewhere", ErrTemplate, c.Name, m.Name, m.MountPath)
+			}
+		}
+	}
+	return nil
+}
+
+// withEnv gives each container the variables, before its own, so that those can refer to them, as in $(KEDA_TASK_DATA), or replace them.
+func withEnv(containers []corev1.Container, env []corev1.EnvVar) []corev1.Container {
 	if len(containers) == 0 {
 		return nil
 	}
 	out := make([]corev1.Container, len(containers))
 	copy(out, containers)
 	for i := range out {
-		out[i].Env = append([]corev1.EnvVar{env}, out[i].Env...)
+		out[i].Env = slices.Concat(env, out[i].Env)
 	}
 	return out
 }

@@ -3,8 +3,6 @@ package jobs
 import (
 	"context"
 	"fmt"
-	"slices"
-	"strconv"
 	"sync"
 
 	batchv1 "k8s.io/api/batch/v1"
@@ -45,8 +43,8 @@ func NewTracker(client kubernetes.Interface, namespace string) (*Tracker, error)
 	)
 	t := &Tracker{informer: factory.Batch().V1().Jobs().Informer(), followers: make(map[string]Follower)}
 	if err := t.informer.AddIndexers(cache.Indexers{
-		byMessage: indexBy(func(id Identity) string { return messageKey(id.Source, id.MessageID) }),
-		bySource:  indexBy(func(id Identity) string { return id.Source }),
+		byMessage: indexBy(messageKeys),
+		bySource:  indexBy(func(id Identity) []string { return []string{id.Source} }),
 	}); err != nil {
 		return nil, fmt.Errorf("indexing Jobs: %w", err)
 	}
@@ -96,12 +94,14 @@ func (t *Tracker) OfMessage(source, messageID string) []*batchv1.Job {
 // OfSource is all known Jobs of a source, in no order.
 func (t *Tracker) OfSource(source string) []*batchv1.Job { return t.byIndex(bySource, source) }
 
-// Knows reports whether the Job of an identity is known.
-func (t *Tracker) Knows(id Identity) bool {
-	attempt := strconv.Itoa(id.Attempt)
-	return slices.ContainsFunc(t.OfMessage(id.Source, id.MessageID), func(job *batchv1.Job) bool {
-		return job.Annotations[AnnotationAttempt] == attempt
-	})
+// Knows reports whether the Job of an identity is known, in a namespace.
+func (t *Tracker) Knows(namespace string, id Identity) bool {
+	obj, exists, err := t.informer.GetIndexer().GetByKey(namespace + "/" + id.Name())
+	if err != nil || !exists {
+		return false
+	}
+	known, err := IdentityOf(obj.(*batchv1.Job))
+	return err == nil && known == id
 }
 
 // Current is what is known of a Job by now; nil where it is gone.
@@ -161,7 +161,15 @@ func (t *Tracker) follower(job *batchv1.Job) (Identity, Follower) {
 
 func messageKey(source, messageID string) string { return source + "\x00" + messageID }
 
-func indexBy(key func(Identity) string) cache.IndexFunc {
+func messageKeys(id Identity) []string {
+	keys := make([]string, 0, id.Messages.Len())
+	for message := range id.Messages.All() {
+		keys = append(keys, messageKey(id.Source, message))
+	}
+	return keys
+}
+
+func indexBy(keys func(Identity) []string) cache.IndexFunc {
 	return func(obj any) ([]string, error) {
 		job, ok := obj.(*batchv1.Job)
 		if !ok {
@@ -171,7 +179,7 @@ func indexBy(key func(Identity) string) cache.IndexFunc {
 		if err != nil {
 			return nil, nil //nolint:nilerr // a Job that is not ours is in no index
 		}
-		return []string{key(id)}, nil
+		return keys(id), nil
 	}
 }
 
@@ -190,8 +198,8 @@ func trim(obj any) (any, error) {
 			CreationTimestamp: job.CreationTimestamp,
 			DeletionTimestamp: job.DeletionTimestamp,
 			Labels:            only(job.Labels, LabelTemplate, LabelSettled),
-			Annotations: only(job.Annotations, AnnotationSource, AnnotationMessageID, AnnotationAttempt,
-				AnnotationTemplate, AnnotationEnded),
+			Annotations: only(job.Annotations, AnnotationSource, AnnotationMessageID, AnnotationMessageIDs, AnnotationAttempt,
+				AnnotationTemplate, AnnotationEnded, AnnotationPayload),
 		},
 		Spec:   batchv1.JobSpec{Suspend: job.Spec.Suspend, TTLSecondsAfterFinished: job.Spec.TTLSecondsAfterFinished},
 		Status: job.Status,

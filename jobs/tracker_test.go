@@ -20,8 +20,8 @@ type follower struct {
 	told []string
 }
 
-func (f *follower) JobChanged(id Identity, _ *batchv1.Job) { f.add("changed " + id.MessageID) }
-func (f *follower) JobGone(id Identity, _ *batchv1.Job)    { f.add("gone " + id.MessageID) }
+func (f *follower) JobChanged(id Identity, _ *batchv1.Job) { f.add("changed " + string(id.Messages)) }
+func (f *follower) JobGone(id Identity, _ *batchv1.Job)    { f.add("gone " + string(id.Messages)) }
 
 func (f *follower) add(s string) {
 	f.mu.Lock()
@@ -39,12 +39,14 @@ func (f *follower) taken() []string {
 
 func TestTracker(t *testing.T) {
 	one := testJob(t, testID)
-	retry := testJob(t, Identity{Source: testID.Source, MessageID: "m1", Attempt: 2})
-	other := testJob(t, Identity{Source: testID.Source, MessageID: "m2", Attempt: 1})
-	elsewhere := testJob(t, Identity{Source: "x://h/elsewhere", MessageID: "m1", Attempt: 1})
-	tampered := testJob(t, Identity{Source: testID.Source, MessageID: "m3", Attempt: 1})
+	retry := testJob(t, Identity{Source: testID.Source, Messages: NewMessageSet("m1"), Attempt: 2})
+	other := testJob(t, Identity{Source: testID.Source, Messages: NewMessageSet("m2"), Attempt: 1})
+	elsewhere := testJob(t, Identity{Source: "x://h/elsewhere", Messages: NewMessageSet("m1"), Attempt: 1})
+	tampered := testJob(t, Identity{Source: testID.Source, Messages: NewMessageSet("m3"), Attempt: 1})
 	tampered.Annotations[AnnotationMessageID] = "m1"
-	tracker, err := NewTracker(fake.NewClientset(one, retry, other, elsewhere, tampered), "ns")
+	packID := Identity{Source: testID.Source, Messages: NewMessageSet("m5", "m2", "m4"), Attempt: 3}
+	pack := testJob(t, packID)
+	tracker, err := NewTracker(fake.NewClientset(one, retry, other, elsewhere, tampered, pack), "ns")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,15 +71,38 @@ func TestTracker(t *testing.T) {
 		}
 	}
 	expect("of the message", tracker.OfMessage(testID.Source, "m1"), one.Name, retry.Name)
-	expect("of the source", tracker.OfSource(testID.Source), one.Name, retry.Name, other.Name)
+	expect("of a message that is also in a pack", tracker.OfMessage(testID.Source, "m2"), other.Name, pack.Name)
+	expect("of a message in a pack", tracker.OfMessage(testID.Source, "m4"), pack.Name)
+	expect("of the last message in a pack", tracker.OfMessage(testID.Source, "m5"), pack.Name)
+	expect("of a whole pack as if it were a message", tracker.OfMessage(testID.Source, string(packID.Messages)))
+	expect("of the source", tracker.OfSource(testID.Source), one.Name, retry.Name, other.Name, pack.Name)
 	expect("of another source", tracker.OfSource("x://h/elsewhere"), elsewhere.Name)
 	if got := tracker.Current(one); got == nil || got.Name != one.Name {
 		t.Errorf("current %v, want %s", got, one.Name)
 	}
-	if got := tracker.Current(testJob(t, Identity{Source: testID.Source, MessageID: "gone", Attempt: 1})); got != nil {
+	if got := tracker.Current(testJob(t, Identity{Source: testID.Source, Messages: NewMessageSet("gone"), Attempt: 1})); got != nil {
 		t.Errorf("current %v of a Job that does not exist", got)
 	}
 	expect("of no message", tracker.OfMessage(testID.Source, "m3"))
+	for known, id := range map[string]Identity{
+		"message": testID, "pack": packID, "its messages in another order": {Source: testID.Source, Messages: NewMessageSet("m4", "m2", "m5"), Attempt: 3},
+	} {
+		if !tracker.Knows("ns", id) {
+			t.Errorf("%s: it is not known", known)
+		}
+		if tracker.Knows("elsewhere", id) {
+			t.Errorf("%s: it is known in another namespace", known)
+		}
+	}
+	for unknown, id := range map[string]Identity{
+		"another attempt": {Source: testID.Source, Messages: packID.Messages, Attempt: 2},
+		"a message less":  {Source: testID.Source, Messages: NewMessageSet("m2", "m4"), Attempt: 3},
+		"tampered with":   {Source: testID.Source, Messages: NewMessageSet("m3"), Attempt: 1},
+	} {
+		if tracker.Knows("ns", id) {
+			t.Errorf("%s: it is known", unknown)
+		}
+	}
 }
 
 func TestTrackerTellsTheSourcesFollower(t *testing.T) {
@@ -140,5 +165,24 @@ func TestTrim(t *testing.T) {
 	}
 	if obj, err := trim("no Job"); obj != "no Job" || err != nil {
 		t.Errorf("%v, %v", obj, err)
+	}
+}
+
+// TestTrimKeepsWhatIsReadOfAPack: its messages, and that its pods wait for a Secret.
+func TestTrimKeepsWhatIsReadOfAPack(t *testing.T) {
+	template, err := FromCronJob(cronJob(), keepAll)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := Identity{Source: testID.Source, Messages: NewMessageSet("m1", "m2"), Attempt: 1}
+	pack := packOf(t, PayloadAuto, 1, Message{ID: "m1"}, Message{ID: "m2"})
+	job, _ := newJob(t, template, Task{Identity: id, Content: pack.Content(), Packed: true})
+	obj, err := trim(job)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := obj.(*batchv1.Job)
+	if read, err := IdentityOf(got); err != nil || read != id || !NeedsSecret(got) {
+		t.Errorf("identity %+v, %v, needs a Secret %v; want %+v", read, err, NeedsSecret(got), id)
 	}
 }

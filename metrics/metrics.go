@@ -66,10 +66,11 @@ var classes = []string{
 
 const classOther = "other"
 
-// reasons are those for which Kubernetes fails a Job, the one for which we have it do so, and that somebody deleted it.
+// reasons are those for which Kubernetes fails a Job, the one for which we have it do so, that somebody deleted it, and those for which messages of a
+// pack fail whose Job has succeeded.
 var reasons = []string{
-	"BackoffLimitExceeded", "DeadlineExceeded", "Deleted", "FailedIndexes", "MaxFailedIndexesExceeded", "PodFailurePolicy",
-	"StartTimeout", classOther,
+	"BackoffLimitExceeded", "DeadlineExceeded", "Deleted", "FailedIndexes", "MaxFailedIndexesExceeded", "PayloadLost", "PodFailurePolicy", "ReportedFailed",
+	"StartTimeout", "UnclearReport", classOther,
 }
 
 // Metrics are all metrics of one process.

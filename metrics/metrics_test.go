@@ -63,8 +63,11 @@ lighterman_task_failures_total{namespace="shop",reason="DeadlineExceeded",templa
 lighterman_task_failures_total{namespace="shop",reason="Deleted",template="cronjob/thumbs"} 0
 lighterman_task_failures_total{namespace="shop",reason="FailedIndexes",template="cronjob/thumbs"} 0
 lighterman_task_failures_total{namespace="shop",reason="MaxFailedIndexesExceeded",template="cronjob/thumbs"} 0
+lighterman_task_failures_total{namespace="shop",reason="PayloadLost",template="cronjob/thumbs"} 0
 lighterman_task_failures_total{namespace="shop",reason="PodFailurePolicy",template="cronjob/thumbs"} 0
+lighterman_task_failures_total{namespace="shop",reason="ReportedFailed",template="cronjob/thumbs"} 0
 lighterman_task_failures_total{namespace="shop",reason="StartTimeout",template="cronjob/thumbs"} 0
+lighterman_task_failures_total{namespace="shop",reason="UnclearReport",template="cronjob/thumbs"} 0
 lighterman_task_failures_total{namespace="shop",reason="other",template="cronjob/thumbs"} 1
 # HELP lighterman_tasks_settled_total Tasks that ended: completed after success; requeued for another attempt; poisoned after the last; or returned, uncounted, as they could not be launched, or as the process stopped while their Jobs run.
 # TYPE lighterman_tasks_settled_total counter

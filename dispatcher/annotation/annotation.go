@@ -80,6 +80,14 @@ type Spec struct {
 	// StartTimeout is 0 where it is off.
 	StartTimeout time.Duration
 
+	// TasksPerJob is how many messages one Job is given at most. Where it is more than 1, a Job that is not full waits for BatchWait.
+	TasksPerJob int
+	BatchWait   time.Duration
+	// Payload is how a message reaches its containers: one of the words of the key payload.
+	Payload string
+	// Base64 says that producers encode messages so before they store them.
+	Base64 bool
+
 	LeaseDuration time.Duration
 	MaxAttempts   int
 	RetryBackoff  Backoff

@@ -159,11 +159,30 @@ func (p *parser) spec(set string) *Spec {
 			row.set(s, v)
 		}
 	}
+	p.cross(s)
+	return s
+}
+
+// cross judges what no key can be refused for by itself. A field is zero where the value was refused already.
+func (p *parser) cross(s *Spec) {
 	if s.PoisonQueue != "" && s.PoisonQueue == s.Entity() {
 		p.fail(s.Key(KeyPoisonQueue), s.PoisonQueue, "names the very source that bad messages are to be moved out of",
 			"write another name, or leave it out")
 	}
-	return s
+	if s.TasksPerJob <= 1 {
+		return
+	}
+	if s.Payload == "env" || s.Payload == "secret" {
+		p.fail(s.Key(KeyPayload), s.Payload,
+			fmt.Sprintf("does not go with %s %d: several messages always come as a file, with a line of JSON for each", KeyTasksPerJob, s.TasksPerJob),
+			`leave it out, or write "auto" or "file"`)
+	}
+	if s.MaxAttempts == 1 {
+		p.fail(s.Key(KeyMaxAttempts), "1",
+			fmt.Sprintf("is too few for %s %d: what failed together is tried again with fewer, and in the end alone, so that one bad message "+
+				"cannot poison its neighbours", KeyTasksPerJob, s.TasksPerJob),
+			fmt.Sprintf(`write "2" or more, or set %s to "1"`, s.Key(KeyTasksPerJob)))
+	}
 }
 
 // onlyDefaults reports whether a set without a source is the plain one and there only for the named ones.

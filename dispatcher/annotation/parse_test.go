@@ -52,6 +52,9 @@ func queueSpec(change func(*annotation.Spec)) *annotation.Spec {
 		ConnectionSecret: annotation.SecretKey{Name: "task-queue", Key: "connection-string"},
 		PoisonQueue:      "tasks-poison",
 		MaxInFlight:      100,
+		TasksPerJob:      1,
+		BatchWait:        time.Second,
+		Payload:          "auto",
 		LeaseDuration:    2 * time.Minute,
 		MaxAttempts:      5,
 		RetryBackoff:     annotation.Backoff{Min: 10 * time.Second, Max: 10 * time.Minute},
@@ -91,20 +94,52 @@ func TestParse(t *testing.T) {
 		"everything said": {
 			annotations: queueTemplate(map[string]string{
 				"poison-queue": "bad-tasks", "max-in-flight": "7", "jobs-per-second": "0.5", "max-pending": "3",
-				"start-timeout": "1m30s", "tasks-per-job": "1", "batch-wait": "1s", "payload": "auto",
-				"message-encoding": "text", "lease-duration": "90s", "max-attempts": "1", "retry-backoff": "0s..1.5h",
+				"start-timeout": "1m30s", "tasks-per-job": "1", "batch-wait": "0s", "payload": "secret",
+				"message-encoding": "base64", "lease-duration": "90s", "max-attempts": "1", "retry-backoff": "0s..1.5h",
 				"priority": "-10", "paused": "true",
 			}),
 			want: []*annotation.Spec{queueSpec(func(s *annotation.Spec) {
 				s.PoisonQueue, s.MaxInFlight, s.JobsPerSecond, s.MaxPending = "bad-tasks", 7, 0.5, 3
 				s.StartTimeout, s.LeaseDuration, s.MaxAttempts = 90*time.Second, 90*time.Second, 1
 				s.RetryBackoff = annotation.Backoff{Max: 90 * time.Minute}
+				s.BatchWait, s.Payload, s.Base64 = 0, "secret", true
 				s.Priority, s.Paused = -10, true
 			})},
 		},
 		"limits off": {
 			annotations: queueTemplate(map[string]string{"jobs-per-second": "off", "max-pending": "off", "start-timeout": "off"}),
 			want:        []*annotation.Spec{queueSpec(nil)},
+		},
+		"packs": {
+			annotations: queueTemplate(map[string]string{"tasks-per-job": "100000", "batch-wait": "10m", "payload": "file", "max-attempts": "2"}),
+			want: []*annotation.Spec{queueSpec(func(s *annotation.Spec) {
+				s.TasksPerJob, s.BatchWait, s.Payload, s.MaxAttempts = 100_000, 10*time.Minute, "file", 2
+			})},
+		},
+		"packs, the payload left to us": {
+			annotations: streamTemplate(map[string]string{"tasks-per-job": "2", "payload": "auto", "message-encoding": "text"}),
+			want:        []*annotation.Spec{streamSpec(func(s *annotation.Spec) { s.TasksPerJob = 2 })},
+		},
+		"single messages, whatever the payload": {
+			annotations: queueTemplate(map[string]string{"tasks-per-job": "1", "payload": "env", "max-attempts": "1"}),
+			want:        []*annotation.Spec{queueSpec(func(s *annotation.Spec) { s.Payload, s.MaxAttempts = "env", 1 })},
+		},
+		"a set without packs beside one with them": {
+			annotations: queueTemplate(map[string]string{
+				"tasks-per-job": "10", "message-encoding": "base64",
+				"thumbs.lighterman.dev/source":            "azure-storage-queue",
+				"thumbs.lighterman.dev/queue":             "thumbs",
+				"thumbs.lighterman.dev/connection-secret": "task-queue/connection-string",
+				"thumbs.lighterman.dev/tasks-per-job":     "1",
+				"thumbs.lighterman.dev/payload":           "env",
+				"thumbs.lighterman.dev/max-attempts":      "1",
+			}),
+			want: []*annotation.Spec{
+				queueSpec(func(s *annotation.Spec) { s.TasksPerJob, s.Base64 = 10, true }),
+				queueSpec(func(s *annotation.Spec) {
+					s.Set, s.Queue, s.PoisonQueue, s.Payload, s.MaxAttempts, s.Base64 = "thumbs", "thumbs", "thumbs-poison", "env", 1, true
+				}),
+			},
 		},
 		"named sets take limits from the plain one, and nothing else": {
 			annotations: queueTemplate(map[string]string{
@@ -251,6 +286,45 @@ func TestParseMistakes(t *testing.T) {
 			annotations: streamTemplate(map[string]string{"poison-queue": "jobs:new"}),
 			want: []string{`lighterman.dev/poison-queue="jobs:new" names the very source that bad messages are to be moved out of; ` +
 				`write another name, or leave it out`},
+		},
+		"packs in the environment": {
+			annotations: queueTemplate(map[string]string{"tasks-per-job": "500", "payload": "env"}),
+			want: []string{`lighterman.dev/payload="env" does not go with tasks-per-job 500: several messages always come as a file, ` +
+				`with a line of JSON for each; leave it out, or write "auto" or "file"`},
+		},
+		"packs with too few attempts": {
+			annotations: queueTemplate(map[string]string{"tasks-per-job": "2", "max-attempts": "1"}),
+			want: []string{`lighterman.dev/max-attempts="1" is too few for tasks-per-job 2: what failed together is tried again with fewer, ` +
+				`and in the end alone, so that one bad message cannot poison its neighbours; ` +
+				`write "2" or more, or set lighterman.dev/tasks-per-job to "1"`},
+		},
+		"packs by the plain set in a named one": {
+			// The plain set itself is in order: its own payload is none of the named set's.
+			annotations: map[string]string{
+				"lighterman.dev/tasks-per-job": "20", "lighterman.dev/payload": "secret", "lighterman.dev/max-attempts": "1",
+				"thumbs.lighterman.dev/source":            "azure-storage-queue",
+				"thumbs.lighterman.dev/queue":             "thumbs",
+				"thumbs.lighterman.dev/connection-secret": "task-queue/connection-string",
+				"tiles.lighterman.dev/source":             "azure-storage-queue",
+				"tiles.lighterman.dev/queue":              "tiles",
+				"tiles.lighterman.dev/connection-secret":  "task-queue/connection-string",
+				"tiles.lighterman.dev/payload":            "auto",
+				"tiles.lighterman.dev/max-attempts":       "3",
+			},
+			want: []string{
+				`thumbs.lighterman.dev/max-attempts="1" is too few for tasks-per-job 20: what failed together is tried again with fewer, ` +
+					`and in the end alone, so that one bad message cannot poison its neighbours; ` +
+					`write "2" or more, or set thumbs.lighterman.dev/tasks-per-job to "1"`,
+				`thumbs.lighterman.dev/payload="secret" does not go with tasks-per-job 20: several messages always come as a file, ` +
+					`with a line of JSON for each; leave it out, or write "auto" or "file"`,
+			},
+		},
+		"a wrong payload is one mistake, not two": {
+			annotations: queueTemplate(map[string]string{"tasks-per-job": "20", "payload": "Env", "max-attempts": "0"}),
+			want: []string{
+				`lighterman.dev/max-attempts="0" is out of range: from 1 to 1000; write a value from 1 to 1000, such as "3"`,
+				`lighterman.dev/payload="Env" is none of the words auto, env, secret, file; write "env"`,
+			},
 		},
 		"backoff the wrong way round": {
 			annotations: queueTemplate(map[string]string{"retry-backoff": "10m..10s"}),

@@ -201,7 +201,7 @@ var table = []Row{
 	{
 		Key: KeyMaxInFlight, Kinds: templates, Type: TypeInteger, Min: "1", Max: "1000000",
 		Default: "100", Shared: true,
-		Doc:     "How many Jobs of this source may run at once.",
+		Doc:     "How many Jobs of this source may run at once, however many messages each is given.",
 		Example: "250",
 		set:     func(s *Spec, v value) { s.MaxInFlight = v.integer },
 	},
@@ -231,30 +231,35 @@ var table = []Row{
 	{
 		Key: KeyTasksPerJob, Kinds: templates, Type: TypeInteger, Min: "1", Max: "100000",
 		Default: "1", Shared: true,
-		Limited: true, Accepts: []string{"1"}, Instead: "leave it out: every message gets a Job of its own",
-		Doc:     "How many messages one Job is given.",
-		Example: "1",
+		Doc: "How many messages one Job is given at most. Several come together as a *pack*, in a file with a line of JSON for each. A pack " +
+			"is also limited by what one Job can carry: about 900 KiB of JSON Lines, and 128 KiB of message ids. See [payload](payload.md).",
+		Example: "500",
+		set:     func(s *Spec, v value) { s.TasksPerJob = v.integer },
 	},
 	{
 		Key: KeyBatchWait, Kinds: templates, Type: TypeDuration, Min: "0s", Max: "10m",
 		Default: "1s", Shared: true,
-		Limited: true, Accepts: []string{"1s"}, Instead: "leave it out: every message gets a Job of its own",
-		Doc:     "How long a Job waits for its messages to come together, where it is given more than one.",
-		Example: "1s",
+		Doc: "How long a Job that is not full waits for more messages after its first, where `tasks-per-job` is more than 1. `0s` launches " +
+			"it with what has come at once.",
+		Example: "5s",
+		set:     func(s *Spec, v value) { s.BatchWait = v.duration },
 	},
 	{
 		Key: KeyPayload, Kinds: templates, Type: TypeWord, Values: []string{"auto", "env", "secret", "file"},
 		Default: "auto", Shared: true,
-		Limited: true, Accepts: []string{"auto"}, Instead: "leave it out: the message is the value of KEDA_TASK_DATA",
-		Doc:     "How a message reaches its containers.",
-		Example: "auto",
+		Doc: "How a message reaches its containers. `auto`: small text is written into the Job, as the value of `KEDA_TASK_DATA`; larger text " +
+			"comes to the same variable from a Secret; what no variable can carry comes as a file. `env`: always written into the Job, in " +
+			"base64 where it must be. `secret`: as `auto`, but text never stands in the Job. `file`: always a file. See [payload](payload.md).",
+		Example: "file",
+		set:     func(s *Spec, v value) { s.Payload = v.text },
 	},
 	{
 		Key: KeyMessageEncoding, Kinds: templates, Type: TypeWord, Values: []string{"text", "base64"},
 		Default: "text", Shared: true,
-		Limited: true, Accepts: []string{"text"}, Instead: "leave it out: containers receive the message as it was stored",
-		Doc:     "What producers do to a message before they store it. `base64` is what Azure Functions writes.",
-		Example: "text",
+		Doc: "What producers do to a message before they store it. `text`: nothing, and containers are given its bytes as they are stored. " +
+			"`base64`, which is what Azure Functions expects and writes: it is decoded first, and a message that is not base64 goes to the poison queue.",
+		Example: "base64",
+		set:     func(s *Spec, v value) { s.Base64 = v.text == "base64" },
 	},
 	{
 		Key: KeyLeaseDuration, Kinds: templates, Type: TypeDuration, Min: "1s", Max: "168h",
