@@ -13,7 +13,7 @@ type mutation struct {
 var mutations = []mutation{
 	// 1. Settle after the fact.
 	{1, "a Job that merely runs counts as completed", []edit{
-		{"dispatcher/observe.go", "if status.Phase.Finished() {\n\t\tl.finished(t, job.Name, status)\n\t\treturn\n\t}\n\tl.progress", "if status.Phase != jobs.Pending {\n\t\tl.finished(t, job.Name, status)\n\t\treturn\n\t}\n\tl.progress"},
+		{"dispatcher/observe.go", "if status.Phase.Finished() {\n\t\tl.finished(t, job, status)\n\t\treturn\n\t}\n\tl.progress", "if status.Phase != jobs.Pending {\n\t\tl.finished(t, job, status)\n\t\treturn\n\t}\n\tl.progress"},
 		{"dispatcher/task.go", "if status.Phase == jobs.Succeeded {", "if status.Phase != jobs.Failed {"},
 	}},
 	{1, "a Job that failed completes its message", []edit{
@@ -28,6 +28,12 @@ var mutations = []mutation{
 	{1, "a message of which a Job succeeded is given back", []edit{
 		{"dispatcher/receive.go", "case s.outcome == requeued && !time.Now().Before(s.notBefore):", "case s.outcome == completed:\n\t\tl.decided(t, settlement{outcome: returned})\n\tcase s.outcome == requeued && !time.Now().Before(s.notBefore):"},
 	}},
+	{1, "what the task of a pack says of its messages is not heeded", []edit{
+		{"dispatcher/judge.go", "case verdict.Failed[t.key()]:", "case false:"},
+	}},
+	{1, "a report that cannot be understood counts as none", []edit{
+		{"dispatcher/judge.go", "case verdict.Unclear != \"\":", "case false:"},
+	}},
 
 	// 2. One Job per attempt.
 	{2, "a name that exists already is an error, and another name is tried", []edit{
@@ -37,10 +43,17 @@ var mutations = []mutation{
 		{"jobs/template.go", "job.Name = task.Name()", "job.Name = task.Name() + \"-\" + strconv.FormatInt(time.Now().Unix(), 36)"},
 	}},
 	{2, "the attempt in the name is the number of deliveries", []edit{
-		{"dispatcher/launch.go", "Attempt: o.attempt}", "Attempt: int(held.Deliveries)}"},
+		{"dispatcher/launch.go", "Messages: o.task.messages, Attempt: o.attempt}", "Messages: o.task.messages, Attempt: func() int {\n\t\t\tif o.held == nil {\n\t\t\t\treturn o.attempt\n\t\t\t}\n\t\t\treturn int(o.held.Deliveries)\n\t\t}()}"},
 	}},
 	{2, "a Job is taken for ours by its name alone", []edit{
 		{"jobs/launcher.go", "if !sameIdentity(existing, job) {", "if false && !sameIdentity(existing, job) {"},
+	}},
+	{2, "a new leader makes packs before it has seen the Jobs of former terms", []edit{
+		{"dispatcher/catchup.go", "err := l.catchUpOnce(ctx)", "err := ctx.Err()"},
+	}},
+	{2, "a pack that a former leader launched is not adopted", []edit{
+		{"dispatcher/pack.go", "\tif len(members) == 0 {\n\t\treturn\n\t}\n\tp := ", "\tfor _, m := range members {\n\t\tif m.lease == nil {\n\t\t\tl.remove(m)\n\t\t}\n\t}\n\tif true {\n\t\treturn\n\t}\n\tp := "},
+		{"dispatcher/receive.go", "\tlast, attempt := l.lastJob(held.ID)\n\tif last == nil {", "\tlast, attempt := l.lastJob(held.ID)\n\tif last == nil || jobs.PackLen(last) > 1 && !jobs.StatusOf(last).Phase.Finished() {"},
 	}},
 
 	// 3. A crash is not an attempt.
@@ -48,7 +61,7 @@ var mutations = []mutation{
 		{"dispatcher/receive.go", "attempt: 1, lease: held", "attempt: int(held.Deliveries), lease: held"},
 	}},
 	{3, "a Job that runs is not adopted, and its message gets another", []edit{
-		{"dispatcher/observe.go", "\tl.tasks[id.MessageID] = t\n\tl.takeSlot(t)", "\tif true {\n\t\treturn\n\t}\n\tl.takeSlot(t)"},
+		{"dispatcher/observe.go", "\tl.tasks[t.key()] = t\n\tl.takeSlot(t)", "\tif true {\n\t\treturn\n\t}\n\tl.takeSlot(t)"},
 		{"dispatcher/receive.go", "\tif !status.Phase.Finished() {\n\t\tl.metrics.Adopted.Inc()", "\tif !status.Phase.Finished() {\n\t\tt.attempt++\n\t\tl.enqueue(t)\n\t\treturn\n\t}\n\tif !status.Phase.Finished() {\n\t\tl.metrics.Adopted.Inc()"},
 	}},
 	{3, "a message that comes again after its Job succeeded gets another Job", []edit{
@@ -65,6 +78,9 @@ var mutations = []mutation{
 	{4, "a settled Job need not stay", []edit{
 		{"dispatcher/mark.go", "return l.settings.Load().spec.LeaseDuration + l.tuning.LaunchTimeout + l.tuning.LockDuration + clockSkew", "return 0"},
 	}},
+	{4, "a pack's Job is marked with the first of its messages", []edit{
+		{"dispatcher/pack.go", "if r.left > 0 {", "if false {"},
+	}},
 	{4, "the window leaves out that clocks differ", []edit{
 		{"dispatcher/mark.go", "l.tuning.LockDuration + clockSkew", "l.tuning.LockDuration"},
 	}},
@@ -72,7 +88,7 @@ var mutations = []mutation{
 		{"jobs/finish.go", "ttl += max(time.Since(finished), 0)", "ttl += 0 * time.Since(finished)"},
 	}},
 	{4, "a Job is marked when it has finished, before its message is settled", []edit{
-		{"dispatcher/observe.go", "\t\tl.finished(t, job.Name, status)\n\t\treturn\n\t}\n\tl.progress", "\t\tl.toMark = append(l.toMark, mark{job: job, outcome: completed})\n\t\twake(l.wakeMark)\n\t\tl.finished(t, job.Name, status)\n\t\treturn\n\t}\n\tl.progress"},
+		{"dispatcher/observe.go", "\t\tl.finished(t, job, status)\n\t\treturn\n\t}\n\tl.progress", "\t\tl.toMark = append(l.toMark, mark{job: job, outcome: completed})\n\t\twake(l.wakeMark)\n\t\tl.finished(t, job, status)\n\t\treturn\n\t}\n\tl.progress"},
 	}},
 
 	// 5. A lease is trusted for less time than the server grants.
@@ -100,7 +116,7 @@ var mutations = []mutation{
 		{"dispatcher/lane.go", "n := s.spec.MaxInFlight - l.inFlight", "n := s.spec.MaxInFlight"},
 	}},
 	{6, "Jobs of a former leader take up no slot", []edit{
-		{"dispatcher/observe.go", "\tl.tasks[id.MessageID] = t\n\tl.takeSlot(t)", "\tl.tasks[id.MessageID] = t"},
+		{"dispatcher/observe.go", "\tl.tasks[t.key()] = t\n\tl.takeSlot(t)", "\tl.tasks[t.key()] = t"},
 	}},
 	{6, "more is received than the rate lets go", []edit{
 		{"dispatcher/lane.go", "if rate := s.spec.JobsPerSecond; rate > 0 {", "if rate := s.spec.JobsPerSecond; rate < 0 {"},
@@ -119,6 +135,10 @@ var mutations = []mutation{
 	{7, "dispatch does not resume when it is mended", []edit{
 		{"dispatcher/probe.go", "for l.isBlocked() {", "for false && l.isBlocked() {"},
 	}},
+	{7, "a message is with others in its last attempt", []edit{
+		{"dispatcher/pack.go", "if attempt >= spec.MaxAttempts {", "if attempt > spec.MaxAttempts {"},
+		{"dispatcher/pack.go", "left := float64(spec.MaxAttempts-attempt) / float64(spec.MaxAttempts-1)", "left := float64(spec.MaxAttempts-attempt+1) / float64(spec.MaxAttempts)"},
+	}},
 
 	// 8. A fault in one source or template never slows another.
 	{8, "one Job is created at a time, over all templates", []edit{
@@ -131,6 +151,18 @@ var mutations = []mutation{
 	}},
 	{8, "settling is tried again without a pause", []edit{
 		{"dispatcher/settle.go", "spread(doubled(200*time.Millisecond, 15*time.Second, c.failures))", "time.Millisecond"},
+	}},
+
+	// 9. The payload arrives byte for byte.
+	{9, "dollar signs are not doubled", []edit{
+		{"jobs/payload.go", "func escape(value string) string { return strings.ReplaceAll(value, \"$\", \"$$\") }", "func escape(value string) string { return strings.ReplaceAll(value, \"$$\", \"$$\") }"},
+	}},
+	{9, "a Job whose leader crashed before the Secret waits for ever", []edit{
+		{"dispatcher/provide.go", "if !t.lacksSecret() {", "if t.launchedAt.Before(time.Now()) || !t.lacksSecret() {"},
+	}},
+	{9, "a Job that waits for its Secret keeps its message from being received", []edit{
+		{"dispatcher/provide.go", "\t\tl.setPending(t, false)\n\t\tl.dropSlot(t)\n", ""},
+		{"dispatcher/observe.go", "l.setPending(t, status.Phase == jobs.Pending && !t.starved)", "l.setPending(t, status.Phase == jobs.Pending)"},
 	}},
 
 	// The fence, and leadership.
