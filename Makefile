@@ -14,6 +14,8 @@ VERSION ?=
 N ?= 1000
 # SEED is one to replay instead, or that of chaos; without it chaos takes another one each time, and prints it.
 SEED ?=
+# T is for how long each fuzz test runs.
+T ?= 1m
 # ARGS are handed on to the demo, the simulation, chaos or the benchmarks.
 ARGS ?=
 
@@ -56,6 +58,17 @@ integration: deps ## Run the tests on a real cluster.
 .PHONY: simulate
 simulate: ## Run the deterministic simulation over N=1000 fresh seeds; SEED=123 replays one.
 	cd bench && go run ./simulate $(if $(SEED),-seed $(SEED),-n $(N)) $(ARGS)
+
+# Each is run from its own folder, and so in its own module. "go test" runs one fuzz test at a time, and would by default spend up to a minute on making one
+# input smaller that is only interesting.
+.PHONY: fuzz
+fuzz: ## Run all fuzz tests, one after another, T=1m each. What one finds stays in testdata/fuzz, for "make test" to repeat.
+	@failed=(); \
+	while IFS=: read -r file name; do \
+	  echo "== $$file $$name"; \
+	  go -C "$${file%/*}" test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(T) -fuzzminimizetime 2s . </dev/null || failed+=("$$file $$name"); \
+	done < <(grep -rEo --include='*_test.go' --exclude-dir=node_modules '^func Fuzz[A-Za-z0-9_]+' . | sed 's/func //' | sort); \
+	if (($${#failed[@]} > 0)); then printf 'failed: %s\n' "$${failed[@]}"; exit 1; fi
 
 .PHONY: mutations
 mutations: ## Break each promise on purpose, one after another, and let the simulation find it.
