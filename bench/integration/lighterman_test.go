@@ -28,6 +28,7 @@ type process struct {
 	mu    sync.Mutex
 	log   []map[string]any
 	raw   bytes.Buffer
+	all   bytes.Buffer  // with what client-go logs
 	grown chan struct{} // closed and replaced when the log grows
 }
 
@@ -67,18 +68,19 @@ func runLighterman(t *testing.T, namespace string, args ...string) *process {
 }
 
 func (p *process) read(out io.Reader) {
-	lines := bufio.NewScanner(out)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
+	lines := bufio.NewReader(out)
+	for ended := error(nil); ended == nil; {
+		var line []byte
+		line, ended = lines.ReadBytes('\n')
 		var entry map[string]any
-		err := json.Unmarshal(lines.Bytes(), &entry)
+		err := json.Unmarshal(line, &entry)
 		p.mu.Lock()
+		p.all.Write(line)
 		if err == nil && entry["component"] != "client-go" {
 			p.log = append(p.log, entry)
 		}
 		if err != nil || entry["component"] != "client-go" {
-			p.raw.Write(lines.Bytes())
-			p.raw.WriteByte('\n')
+			p.raw.Write(line)
 		}
 		close(p.grown)
 		p.grown = make(chan struct{})
@@ -128,6 +130,13 @@ func (p *process) text() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.raw.String()
+}
+
+// output is all that lighterman has written.
+func (p *process) output() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.all.String()
 }
 
 // logged is the log entries whose message contains text.

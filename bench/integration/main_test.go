@@ -14,8 +14,12 @@ import (
 	"github.com/lighterman-dev/lighterman/bench/cluster/localcluster"
 )
 
-// binary is the lighterman under test, built with the race detector.
-var binary string
+var (
+	// binary is the lighterman under test, built with the race detector.
+	binary string
+	// reader is examples/payload/go.
+	reader string
+)
 
 func TestMain(m *testing.M) {
 	os.Exit(run(m))
@@ -32,13 +36,15 @@ func run(m *testing.M) int {
 			fmt.Fprintln(os.Stderr, err)
 		}
 	}()
-	binary = filepath.Join(dir, "lighterman")
-	build := exec.CommandContext(context.Background(), "go", "build", "-race", "-o", binary, "./cmd/lighterman")
-	build.Dir = "../.."
-	build.Stdout, build.Stderr = os.Stderr, os.Stderr
-	if err := build.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, "building lighterman:", err)
-		return 1
+	binary, reader = filepath.Join(dir, "lighterman"), filepath.Join(dir, "read_task")
+	for _, args := range [][]string{{"-race", "-o", binary, "./cmd/lighterman"}, {"-o", reader, "./examples/payload/go"}} {
+		build := exec.CommandContext(context.Background(), "go", append([]string{"build"}, args...)...)
+		build.Dir = "../.."
+		build.Stdout, build.Stderr = os.Stderr, os.Stderr
+		if err := build.Run(); err != nil {
+			fmt.Fprintf(os.Stderr, "%v: %v\n", build, err)
+			return 1
+		}
 	}
 	return clustertest.Main(m, localcluster.Config{ProcessNodes: 1, Progress: os.Stderr})
 }

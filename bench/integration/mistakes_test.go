@@ -5,7 +5,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/redis/go-redis/v9"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -22,6 +21,8 @@ type mistake struct {
 	reason string
 	texts  []string
 	mend   func(w *world, s *stream)
+	// everywhere says that all templates of the namespace suffer from it.
+	everywhere bool
 }
 
 const annotationKey = "lighterman.dev/"
@@ -123,33 +124,66 @@ var mistakes = map[string]mistake{
 	},
 	"quota exceeded": {
 		make: func(w *world, _ *stream, _ *batchv1.CronJob) {
-			w.quota("0")
+			w.quota("count/jobs.batch", "0")
 		},
 		reason: "Misconfigured", texts: []string{"exceeded quota", "count/jobs.batch"},
-		mend: func(w *world, _ *stream) { w.quota("") },
+		mend:       func(w *world, _ *stream) { w.quota("count/jobs.batch", "") },
+		everywhere: true,
+	},
+	"quota on Secrets exceeded": {
+		make: func(w *world, _ *stream, _ *batchv1.CronJob) {
+			w.quota("count/secrets", "1") // which there is
+		},
+		reason: "Misconfigured", texts: []string{"would not take a Secret with the payload", "exceeded quota", "count/secrets"},
+		mend:       func(w *world, _ *stream) { w.quota("count/secrets", "") },
+		everywhere: true,
+	},
+	"payload's place in use": {
+		make: func(_ *world, _ *stream, c *batchv1.CronJob) {
+			pod := &c.Spec.JobTemplate.Spec.Template.Spec
+			pod.Volumes = []corev1.Volume{{Name: "mine", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
+			pod.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "mine", MountPath: "/var/run/lighterman/cache"}}
+		},
+		reason: "Misconfigured", texts: []string{"mounts volume mine at /var/run/lighterman/cache", "mount it elsewhere"},
+		mend: func(w *world, _ *stream) {
+			w.editCronJob("wrong", func(c *batchv1.CronJob) {
+				c.Spec.JobTemplate.Spec.Template.Spec.Containers[0].VolumeMounts[0].MountPath = "/var/cache/mine"
+			})
+		},
+	},
+	"payload's volume in use": {
+		make: func(_ *world, _ *stream, c *batchv1.CronJob) {
+			c.Spec.JobTemplate.Spec.Template.Spec.Volumes = []corev1.Volume{{
+				Name: "lighterman-payload", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}},
+			}}
+		},
+		reason: "Misconfigured", texts: []string{"a volume named lighterman-payload", "rename it"},
+		mend: func(w *world, _ *stream) {
+			w.editCronJob("wrong", func(c *batchv1.CronJob) { c.Spec.JobTemplate.Spec.Template.Spec.Volumes = nil })
+		},
 	},
 }
 
-// quota allows so many Jobs in the namespace; empty: any number.
-func (w *world) quota(jobs string) {
+// quota allows so many objects of a kind in the namespace; empty: any number.
+func (w *world) quota(what corev1.ResourceName, hard string) {
 	w.Helper()
 	quotas := w.client.CoreV1().ResourceQuotas(w.namespace)
-	if jobs == "" {
-		if err := quotas.Delete(w.Context(), "jobs", metav1.DeleteOptions{}); err != nil {
+	if hard == "" {
+		if err := quotas.Delete(w.Context(), "quota", metav1.DeleteOptions{}); err != nil {
 			w.Fatal(err)
 		}
 		return
 	}
 	must[*corev1.ResourceQuota](w)(quotas.Create(w.Context(), &corev1.ResourceQuota{
-		ObjectMeta: metav1.ObjectMeta{Name: "jobs"},
-		Spec:       corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{"count/jobs.batch": resource.MustParse(jobs)}},
+		ObjectMeta: metav1.ObjectMeta{Name: "quota"},
+		Spec:       corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{what: resource.MustParse(hard)}},
 	}, metav1.CreateOptions{}))
 	w.eventually("the quota is in force", func(ctx context.Context) (bool, error) {
-		q, err := quotas.Get(ctx, "jobs", metav1.GetOptions{})
+		q, err := quotas.Get(ctx, "quota", metav1.GetOptions{})
 		if err != nil {
 			return false, err
 		}
-		_, ok := q.Status.Used["count/jobs.batch"]
+		_, ok := q.Status.Used[what]
 		return ok, nil
 	})
 }
@@ -167,7 +201,7 @@ func TestMistakesCostNothing(t *testing.T) {
 			p := runLighterman(t, w.namespace)
 			w.waitForEvent("wrong", m.reason, m.texts...)
 
-			if name != "quota exceeded" { // which is the whole namespace's
+			if !m.everywhere {
 				w.createCronJob(template("right", right.name))
 				right.send("unharmed")
 				right.waitUntilEmpty()
@@ -203,7 +237,7 @@ func TestMistakesCostNothing(t *testing.T) {
 func TestQuotaFillsUp(t *testing.T) {
 	w := newWorld(t)
 	s := w.withRedis("full")
-	w.quota("2")
+	w.quota("count/jobs.batch", "2")
 	w.createCronJob(template("full", s.name))
 	p := runLighterman(t, w.namespace)
 	s.send("1", "2", "3", "4", "5")
@@ -212,7 +246,7 @@ func TestQuotaFillsUp(t *testing.T) {
 	if got := p.metric(`lighterman_template_state{namespace=%q,state="blocked",template="cronjob/full"}`, w.namespace); got != "1" {
 		t.Errorf("the metric of a blocked template is %q, want 1", got)
 	}
-	w.quota("")
+	w.quota("count/jobs.batch", "")
 	s.waitUntilEmpty()
 	if got := w.succeeded(); got != 5 {
 		t.Errorf("%d Jobs succeeded, want 5", got)
@@ -251,23 +285,6 @@ func TestTwoTemplatesOnOneSource(t *testing.T) {
 	}
 	if len(texts) != 2 || !texts["1"] || !texts["second 2"] {
 		t.Errorf("containers printed %v", texts)
-	}
-}
-
-func TestPayloadThatCannotBeCarried(t *testing.T) {
-	w := newWorld(t)
-	s := w.withRedis("nul")
-	w.createCronJob(template("nul", s.name))
-	runLighterman(t, w.namespace)
-	s.send("a\x00b", "fine")
-	s.waitUntilEmpty()
-	moved := must[[]redis.XMessage](w)(poisoned(s))
-	if len(moved) != 1 || moved[0].Values["data"] != "a\x00b" {
-		t.Errorf("poison stream holds %v", moved)
-	}
-	w.waitForEvent("nul", "PayloadRefused", "NUL")
-	if got := len(w.jobs()); got != 1 {
-		t.Errorf("%d Jobs, want 1", got)
 	}
 }
 

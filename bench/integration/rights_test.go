@@ -3,6 +3,7 @@ package integration
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -22,7 +23,7 @@ func rights() []rbacv1.PolicyRule {
 	return []rbacv1.PolicyRule{
 		rule("batch", "cronjobs", "list", "watch"),
 		rule("batch", "jobs", "list", "watch", "get", "create", "patch"),
-		rule("", "secrets", "get"),
+		rule("", "secrets", "get", "create"),
 		rule("", "pods", "list"),
 		rule("", "events", "create", "patch"),
 		rule("coordination.k8s.io", "leases", "list", "get", "create", "update", "delete"),
@@ -62,33 +63,48 @@ func (w *world) grant(rules []rbacv1.PolicyRule) string {
 	return path
 }
 
-// With the rights that the README lists, everything works; without the right to create Jobs, the template is told so, and its messages wait.
+// With the rights that the README lists, everything works; without one of them, the template is told so, and its messages wait.
 func TestRightsAreEnoughAndNeeded(t *testing.T) {
 	w := newWorld(t)
 	s := w.withRedis("rights")
-	c := shell(template("rights", s.name), `exit 1`)
+	c := packTemplate("rights", 2, `printf '{"failed": ["%s"]}' "$(cut -d '"' -f 4 "$KEDA_TASK_DATA_FILE")" >/dev/termination-log`)
 	c.Annotations["lighterman.dev/max-attempts"] = "2"
-	c.Annotations["lighterman.dev/retry-backoff"] = "100ms..100ms"
 	w.createCronJob(c)
 	s.send("x")
 	rules := rights()
-	rules[1].Verbs = []string{"list", "watch", "get", "patch"}
-	kubeconfig := w.grant(rules)
-	p := runLighterman(t, w.namespace, "--kubeconfig", kubeconfig, "--shards", "2")
+	pods := rules[3]
+	rules[1].Verbs, rules[2].Verbs = []string{"list", "watch", "get", "patch"}, []string{"get"}
+	rules = slices.Delete(rules, 3, 4)
+	grant := func() {
+		role := must[*rbacv1.Role](w)(w.client.RbacV1().Roles(w.namespace).Get(t.Context(), "lighterman", metav1.GetOptions{}))
+		role.Rules = rules
+		must[*rbacv1.Role](w)(w.client.RbacV1().Roles(w.namespace).Update(t.Context(), role, metav1.UpdateOptions{}))
+	}
+	p := runLighterman(t, w.namespace, "--kubeconfig", w.grant(rules), "--shards", "2")
 	w.waitForEvent("rights", "Misconfigured", "forbidden", `cannot create resource "jobs"`)
+
+	rules[1].Verbs = rights()[1].Verbs
+	grant()
+	w.waitForEvent("rights", "Misconfigured", "forbidden", `cannot create resource "secrets"`)
 	if leased := s.leased(); leased != 0 {
 		t.Errorf("%d messages are leased while no Job may be created", leased)
 	}
 
-	role := must[*rbacv1.Role](w)(w.client.RbacV1().Roles(w.namespace).Get(t.Context(), "lighterman", metav1.GetOptions{}))
-	role.Rules = rights()
-	must[*rbacv1.Role](w)(w.client.RbacV1().Roles(w.namespace).Update(t.Context(), role, metav1.UpdateOptions{}))
+	rules[2].Verbs = rights()[2].Verbs
+	grant()
+	w.waitForEvent("rights", "ReportUnreadable", "forbidden", `cannot list resource "pods"`)
+	if got := s.len(); got != 1 {
+		t.Errorf("%d messages are left while it cannot be read what the task reports, want 1", got)
+	}
+
+	rules = append(rules, pods)
+	grant()
 	s.waitUntilEmpty()
-	w.waitForEvent("rights", "Poisoned", "attempt 2 of 2 failed")
+	w.waitForEvent("rights", "Poisoned", "attempt 2 of 2 failed: ReportedFailed")
 	if got := len(w.jobs()); got != 2 {
 		t.Errorf("%d Jobs, want 2", got)
 	}
-	if denied := p.logged("forbidden"); len(denied) != 1 {
-		t.Errorf("%d log lines of something forbidden, want the one about creating Jobs: %v", len(denied), denied)
+	if denied := p.logged("forbidden"); len(denied) != 3 {
+		t.Errorf("%d log lines of something forbidden, want those about Jobs, Secrets and pods: %v", len(denied), denied)
 	}
 }

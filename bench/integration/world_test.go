@@ -297,10 +297,14 @@ func (s *stream) named(name string) *stream { return &stream{w: s.w, redis: s.re
 func (s *stream) send(payloads ...string) {
 	s.w.Helper()
 	for _, payload := range payloads {
-		if err := s.redis.XAdd(s.w.Context(), &redis.XAddArgs{Stream: s.name, Values: []string{"data", payload}}).Err(); err != nil {
-			s.w.Fatal(err)
-		}
+		s.add(payload)
 	}
+}
+
+// add sends one message with further fields, and returns its id.
+func (s *stream) add(payload string, fields ...string) string {
+	s.w.Helper()
+	return must[string](s.w)(s.redis.XAdd(s.w.Context(), &redis.XAddArgs{Stream: s.name, Values: append([]string{"data", payload}, fields...)}).Result())
 }
 
 func (s *stream) len() int64 {
