@@ -28,11 +28,12 @@ type evidence struct {
 	poison     map[string][]poison // by the queue that they come from
 	unsettled  []string            // Jobs without the label
 	overdue    []string            // Jobs that should be gone
-	secrets    []string            // that nobody needs
+	provided   int                 // Secrets with payloads, as long as their Jobs were there
+	secrets    []string            // that are there without their Jobs
 	complaints []string            // of the processes: deaths, bad ends, leaks
 }
 
-// A taskRun is one line of the record: a container that was started.
+// A taskRun is one line of the record: a container that was started, and a message that it was given.
 type taskRun struct {
 	id      string
 	attempt int
@@ -179,19 +180,29 @@ func (w *world) jobsLeft(ctx context.Context) (unsettled, overdue []string, err 
 	return unsettled, overdue, nil
 }
 
-// secretsLeft finds the Secrets that are not ours.
-func (w *world) secretsLeft(ctx context.Context) ([]string, error) {
+// payloadSecrets finds the Secrets that are not ours.
+func (w *world) payloadSecrets(ctx context.Context) ([]string, error) {
 	list, err := w.client.CoreV1().Secrets(namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("listing the Secrets: %w", err)
 	}
-	var left []string
+	var found []string
 	for i := range list.Items {
 		if name := list.Items[i].Name; name != queueKind && name != streamKind {
-			left = append(left, name)
+			found = append(found, name)
 		}
 	}
-	return left, nil
+	return found, nil
+}
+
+// deleteJobs deletes what there is of Jobs.
+func (w *world) deleteJobs(ctx context.Context) error {
+	background := metav1.DeletePropagationBackground
+	err := w.client.BatchV1().Jobs(namespace).DeleteCollection(ctx, metav1.DeleteOptions{PropagationPolicy: &background}, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("deleting the Jobs: %w", err)
+	}
+	return nil
 }
 
 // processesOf finds the processes whose command line names a folder.

@@ -10,13 +10,17 @@ import (
 type verdict struct {
 	wrong []string // each a reason to fail
 
-	runs       int // containers that were started
+	runs       int // messages that a container was started for
 	attempts   int
 	lost       int // messages that never ran, or that are missing from their poison queue
 	doubled    int // attempts that ran as two Jobs
-	twins      int // attempts that ran as two pods of one Job: Kubernetes's doing
+	twins      int // Jobs that ran as a second pod: Kubernetes's doing
 	poisoned   int
 	poisonTwin int // second copies in a poison queue
+
+	packs, packedMessages int // Jobs that were given packs, and the messages in them
+	crashed, named        int // such Jobs that failed, and that succeeded with messages named as failed
+	provided              int // Secrets with payloads
 }
 
 func (v *verdict) fail(format string, args ...any) {
@@ -25,7 +29,7 @@ func (v *verdict) fail(format string, args ...any) {
 
 // judge holds the evidence against what must be.
 func judge(e *evidence) *verdict {
-	v := &verdict{runs: len(e.runs)}
+	v := &verdict{runs: len(e.runs), provided: e.provided}
 	v.judgeRuns(e)
 	v.judgePoison(e)
 	for _, queue := range sortedKeys(e.left) {
@@ -42,28 +46,90 @@ func judge(e *evidence) *verdict {
 	return v
 }
 
-// judgeRuns looks at what ran: each message, so many attempts as it takes, each as one Job.
+// A job is one that ran.
+type job struct {
+	name    string
+	attempt int
+	given   []message
+	pods    map[string]bool
+}
+
+// crashes says whether the Job fails as a whole, by one of its messages.
+func (j *job) crashes() bool {
+	return slices.ContainsFunc(j.given, func(m message) bool { return m.crash && m.failsAt(j.attempt) })
+}
+
+// judgeRuns looks at what ran: each message, so many attempts as it takes, each in one Job.
 func (v *verdict) judgeRuns(e *evidence) {
+	sent := make(map[string]message, len(e.sent))
 	runs := make(map[string]map[int][]taskRun, len(e.sent))
 	for _, m := range e.sent {
+		sent[m.id] = m
 		runs[m.id] = make(map[int][]taskRun, 1)
 	}
+	ran := make(map[string]*job, len(e.runs)) // by UID
 	for _, r := range e.runs {
-		if runs[r.id] == nil {
+		m, known := sent[r.id]
+		if !known {
 			v.fail("the Job %s ran for %q, which was never sent", r.job, r.id)
 			continue
 		}
 		runs[r.id][r.attempt] = append(runs[r.id][r.attempt], r)
+		j := ran[r.uid]
+		if j == nil {
+			j = &job{name: r.job, attempt: r.attempt, pods: make(map[string]bool, 1)}
+			ran[r.uid] = j
+		}
+		j.pods[r.pod] = true
+		if !slices.Contains(j.given, m) {
+			j.given = append(j.given, m)
+		}
+		if r.attempt != j.attempt || !strings.HasSuffix(r.job, fmt.Sprintf("-%d", r.attempt)) {
+			v.fail("the Job %s was given %s as attempt %d", r.job, r.id, r.attempt)
+		}
+	}
+	for _, uid := range sortedKeys(ran) {
+		v.judgeJob(ran[uid])
 	}
 	for _, m := range e.sent {
-		v.judgeMessage(m, runs[m.id])
+		v.judgeMessage(m, runs[m.id], ran)
 	}
 	for _, name := range sortedKeys(e.sameNames) {
 		v.fail("there were %d Jobs of the name %s, one after the other", e.sameNames[name], name)
 	}
 }
 
-func (v *verdict) judgeMessage(m message, attempts map[int][]taskRun) {
+// judgeJob looks at what a Job was given: one message, or as many of one queue as a pack of the attempt may have.
+func (v *verdict) judgeJob(j *job) {
+	// The Job controller made a second pod, as it may when the API server dies before it has the answer. It then removes one
+	// of the two, which can fail the Job.
+	v.twins += len(j.pods) - 1
+	queue, limit := j.given[0].queue, 1
+	if packed(queue) && j.attempt >= 1 && j.attempt <= maxAttempts {
+		limit = packSizes[j.attempt-1]
+	}
+	if n := len(j.given); n > limit {
+		v.fail("the Job %s was given %d messages, and attempt %d of %s has room for %d", j.name, n, j.attempt, queue, limit)
+	}
+	for _, m := range j.given {
+		if m.queue != queue {
+			v.fail("the Job %s was given %s of %s and %s of %s", j.name, j.given[0].id, queue, m.id, m.queue)
+		}
+	}
+	if !packed(queue) {
+		return
+	}
+	v.packs++
+	v.packedMessages += len(j.given)
+	switch {
+	case j.crashes():
+		v.crashed++
+	case slices.ContainsFunc(j.given, func(m message) bool { return m.failsAt(j.attempt) }):
+		v.named++
+	}
+}
+
+func (v *verdict) judgeMessage(m message, attempts map[int][]taskRun, ran map[string]*job) {
 	if len(attempts) == 0 {
 		v.lost++
 		v.fail("%s is lost: it never ran", m.id)
@@ -73,29 +139,42 @@ func (v *verdict) judgeMessage(m message, attempts map[int][]taskRun) {
 	for attempt, runs := range attempts {
 		v.attempts++
 		highest = max(highest, attempt)
-		uids := make(map[string]bool)
+		uids, pods := make(map[string]bool), make(map[string]bool)
 		for _, r := range runs {
 			uids[r.uid] = true
+			pods[r.pod] = true
 		}
-		switch {
-		case len(uids) > 1:
+		if len(uids) > 1 {
 			v.doubled++
 			v.fail("attempt %d of %s ran as %d Jobs: %v", attempt, m.id, len(uids), runs)
-		case len(runs) > 1:
-			// The Job controller made a second pod, as it may when the API server dies before it has the answer. It then removes one
-			// of the two, which can fail the Job.
-			v.twins += len(runs) - 1
-			twins = true
 		}
+		if len(pods) < len(runs) {
+			v.fail("attempt %d of %s was twice in one pack: %v", attempt, m.id, runs)
+		}
+		twins = twins || len(uids) == 1 && len(pods) > 1
 	}
 	for attempt := 1; attempt < highest; attempt++ {
 		if attempts[attempt] == nil {
 			v.fail("attempt %d of %s never ran, but attempt %d did", attempt, m.id, highest)
 		}
 	}
-	if want := m.attempts(); highest < want || highest > want && !twins {
+	if want := wanted(m, attempts, ran); highest < want || highest > want && !twins {
 		v.fail("%s took %d attempts, not %d", m.id, highest, want)
 	}
+}
+
+// wanted is how many attempts a message takes: until one succeeds. By whom it was made to fail, where not by itself, shows in the Job that it was in.
+func wanted(m message, attempts map[int][]taskRun, ran map[string]*job) int {
+	for attempt := 1; attempt < maxAttempts; attempt++ {
+		fails := m.failsAt(attempt)
+		for _, r := range attempts[attempt] {
+			fails = fails || ran[r.uid].crashes()
+		}
+		if !fails {
+			return attempt
+		}
+	}
+	return maxAttempts
 }
 
 // judgePoison looks at the poison queues: the tasks that always fail and no others, unchanged.

@@ -9,21 +9,44 @@ import (
 
 // asPlanned is the evidence of a run in which all went well.
 func asPlanned() *evidence {
-	e := &evidence{sent: append(plan(1, queueKind, 200), plan(1, streamKind, 200)...), poison: make(map[string][]poison)}
+	e := &evidence{sent: append(plan(1, queueKind, 600), plan(1, streamKind, 600)...), poison: make(map[string][]poison), provided: 7}
+	waiting := make(map[string][]message)
 	for _, m := range e.sent {
-		for attempt := 1; attempt <= m.attempts(); attempt++ {
-			job := fmt.Sprintf("%s-%d", m.id, attempt)
-			e.runs = append(e.runs, taskRun{id: m.id, attempt: attempt, job: job, uid: "uid of " + job, pod: job + "-x"})
+		waiting[m.queue] = append(waiting[m.queue], m)
+	}
+	for _, queue := range sortedKeys(waiting) {
+		for attempt := 1; attempt <= maxAttempts; attempt++ {
+			waiting[queue] = e.runAll(queue, attempt, waiting[queue])
 		}
-		if m.poisoned() {
+		for _, m := range waiting[queue] {
 			p := poison{body: m.payload()}
-			if strings.HasPrefix(m.queue, streamKind) {
-				p.attempts, p.job = fmt.Sprint(maxAttempts), fmt.Sprintf("%s-%d", m.id, maxAttempts)
+			if strings.HasPrefix(queue, streamKind) {
+				last := e.runs[e.runOf(m, maxAttempts)]
+				p.attempts, p.job = fmt.Sprint(maxAttempts), last.job
 			}
-			e.poison[m.queue] = append(e.poison[m.queue], p)
+			e.poison[queue] = append(e.poison[queue], p)
 		}
 	}
 	return e
+}
+
+// runAll runs an attempt of some messages, in packs where the queue has them, and returns those that fail.
+func (e *evidence) runAll(queue string, attempt int, messages []message) (failed []message) {
+	size := 1
+	if packed(queue) {
+		size = packSizes[attempt-1]
+	}
+	for given := range slices.Chunk(messages, size) {
+		name := fmt.Sprintf("%s-%d", given[0].id, attempt)
+		j := job{attempt: attempt, given: given}
+		for _, m := range given {
+			e.runs = append(e.runs, taskRun{id: m.id, attempt: attempt, job: name, uid: "uid of " + name, pod: name + "-x"})
+			if m.failsAt(attempt) || j.crashes() {
+				failed = append(failed, m)
+			}
+		}
+	}
+	return failed
 }
 
 // first finds a message of a kind of source.
@@ -40,6 +63,38 @@ func (e *evidence) first(t *testing.T, kind string, wanted func(message) bool) m
 
 func quick(m message) bool { return m.fails == 0 && m.sleep == 0 }
 
+// inPack finds a message in a pack of some attempt of which another failed, by making the whole pack fail or by being named, and which does not fail itself.
+func (e *evidence) inPack(t *testing.T, crashed bool) (good message, attempt int) {
+	t.Helper()
+	packs := make(map[string]*job)
+	for _, r := range e.runs {
+		m := e.sent[slices.IndexFunc(e.sent, func(m message) bool { return m.id == r.id })]
+		if !packed(m.queue) {
+			continue
+		}
+		if packs[r.uid] == nil {
+			packs[r.uid] = &job{attempt: r.attempt}
+		}
+		packs[r.uid].given = append(packs[r.uid].given, m)
+	}
+	for _, uid := range sortedKeys(packs) {
+		j := packs[uid]
+		bad := slices.IndexFunc(j.given, func(m message) bool { return m.failsAt(j.attempt) })
+		fine := slices.IndexFunc(j.given, func(m message) bool { return m.fails == 0 })
+		if bad >= 0 && fine >= 0 && j.crashes() == crashed {
+			return j.given[fine], j.attempt
+		}
+	}
+	t.Fatal("the plan has no such pack")
+	return message{}, 0
+}
+
+// join puts an attempt of a message into the Job of another.
+func (e *evidence) join(m, other message, attempt int) {
+	with, r := e.runs[e.runOf(other, attempt)], &e.runs[e.runOf(m, attempt)]
+	r.job, r.uid, r.pod = with.job, with.uid, with.pod
+}
+
 // runOf finds the index of a run.
 func (e *evidence) runOf(m message, attempt int) int {
 	return slices.IndexFunc(e.runs, func(r taskRun) bool { return r.id == m.id && r.attempt == attempt })
@@ -51,8 +106,11 @@ func TestJudgeFindsNothingWrong(t *testing.T) {
 	if len(v.wrong) > 0 {
 		t.Errorf("a run as planned is judged wrong: %q", v.wrong)
 	}
-	if v.attempts != len(e.runs) || v.poisoned == 0 || v.lost+v.doubled+v.twins+v.poisonTwin > 0 {
+	if v.attempts != len(e.runs) || v.poisoned == 0 || v.lost+v.doubled+v.twins+v.poisonTwin > 0 || v.provided != e.provided {
 		t.Errorf("the counts are %+v for %d runs", v, len(e.runs))
+	}
+	if full := v.packs * packSizes[0]; v.packs == 0 || v.packedMessages <= v.packs || v.packedMessages > full || v.crashed == 0 || v.named == 0 {
+		t.Errorf("the counts of packs are %+v; some failed and some named messages are wanted", v)
 	}
 }
 
@@ -71,7 +129,7 @@ func TestJudgeFinds(t *testing.T) {
 		},
 		"an attempt that ran as two Jobs": {
 			func(t *testing.T, e *evidence) {
-				again := e.runs[e.runOf(e.first(t, streamKind, quick), 1)]
+				again := e.runs[e.runOf(e.first(t, streamKind, func(m message) bool { return quick(m) && !packed(m.queue) }), 1)]
 				again.uid, again.pod = "another uid", "another pod"
 				e.runs = append(e.runs, again)
 			},
@@ -91,18 +149,90 @@ func TestJudgeFinds(t *testing.T) {
 		},
 		"one attempt too many": {
 			func(t *testing.T, e *evidence) {
-				again := e.runs[e.runOf(e.first(t, queueKind, quick), 1)]
-				again.attempt, again.uid = 2, "another uid"
+				again := e.runs[e.runOf(e.first(t, queueKind, func(m message) bool { return quick(m) && !packed(m.queue) }), 1)]
+				again.attempt, again.job, again.uid = 2, "another-2", "another uid"
 				e.runs = append(e.runs, again)
 			},
 			"took 2 attempts, not 1", nil,
 		},
 		"one attempt too few": {
 			func(t *testing.T, e *evidence) {
-				m := e.first(t, queueKind, func(m message) bool { return m.fails == 1 })
+				m := e.first(t, queueKind, func(m message) bool { return m.fails == 1 && !packed(m.queue) })
 				e.runs = slices.Delete(e.runs, e.runOf(m, 2), e.runOf(m, 2)+1)
 			},
 			"took 1 attempts, not 2", nil,
+		},
+		"a message that was not tried again although its pack failed": {
+			func(t *testing.T, e *evidence) {
+				m, attempt := e.inPack(t, true)
+				e.runs = slices.DeleteFunc(e.runs, func(r taskRun) bool { return r.id == m.id && r.attempt > attempt })
+			},
+			"attempts, not ", nil,
+		},
+		"a message that was tried again although its pack named others": {
+			func(t *testing.T, e *evidence) {
+				m, attempt := e.inPack(t, false)
+				name := fmt.Sprintf("%s-%d", m.id, attempt+1)
+				e.runs = append(e.runs, taskRun{id: m.id, attempt: attempt + 1, job: name, uid: "uid of " + name, pod: name + "-x"})
+			},
+			"attempts, not ", nil,
+		},
+		"an attempt that ran in two packs": {
+			func(t *testing.T, e *evidence) {
+				m := e.first(t, streamKind, func(m message) bool { return packed(m.queue) && quick(m) })
+				other := e.runs[len(e.runs)-1]
+				for _, r := range e.runs {
+					if r.attempt == 1 && strings.HasPrefix(r.id, m.queue) && r.uid != e.runs[e.runOf(m, 1)].uid {
+						other = r
+					}
+				}
+				other.id = m.id
+				e.runs = append(e.runs, other)
+			},
+			"ran as 2 Jobs", func(v *verdict) int { return v.doubled },
+		},
+		"a message twice in one pack": {
+			func(t *testing.T, e *evidence) {
+				m := e.first(t, queueKind, func(m message) bool { return packed(m.queue) && quick(m) })
+				e.runs = append(e.runs, e.runs[e.runOf(m, 1)])
+			},
+			"was twice in one pack", nil,
+		},
+		"a pack that is too large": {
+			func(t *testing.T, e *evidence) {
+				first := e.first(t, queueKind, func(m message) bool { return packed(m.queue) })
+				with := e.runs[e.runOf(first, 1)].uid
+				other := e.first(t, queueKind, func(m message) bool { return packed(m.queue) && e.runs[e.runOf(m, 1)].uid != with })
+				e.join(other, first, 1)
+			},
+			"was given 6 messages, and attempt 1 of queue-a has room for 5", nil,
+		},
+		"a last attempt that was not alone": {
+			func(t *testing.T, e *evidence) {
+				last := func(m message) bool { return packed(m.queue) && e.runOf(m, maxAttempts) >= 0 }
+				first := e.first(t, streamKind, last)
+				e.join(e.first(t, streamKind, func(m message) bool { return last(m) && m != first }), first, maxAttempts)
+			},
+			"was given 2 messages, and attempt 3 of stream-a has room for 1", nil,
+		},
+		"a pack where there should be none": {
+			func(t *testing.T, e *evidence) {
+				single := func(m message) bool { return m.queue == queueName(queueKind, 1) && quick(m) }
+				first := e.first(t, queueKind, single)
+				e.join(e.first(t, queueKind, func(m message) bool { return single(m) && m != first }), first, 1)
+			},
+			"was given 2 messages, and attempt 1 of queue-b has room for 1", nil,
+		},
+		"a pack of two queues": {
+			func(t *testing.T, e *evidence) {
+				e.join(e.first(t, queueKind, func(m message) bool { return packed(m.queue) && quick(m) }),
+					e.first(t, streamKind, func(m message) bool { return packed(m.queue) && quick(m) }), 1)
+			},
+			"of queue-a and stream-a-", nil,
+		},
+		"an attempt that is not the Job's": {
+			func(t *testing.T, e *evidence) { e.runs[e.runOf(e.first(t, queueKind, quick), 1)].attempt = 2 },
+			"as attempt 2", nil,
 		},
 		"an attempt without the one before": {
 			func(t *testing.T, e *evidence) {
@@ -112,7 +242,9 @@ func TestJudgeFinds(t *testing.T) {
 			"never ran, but attempt 2 did", nil,
 		},
 		"a Job for nothing": {
-			func(_ *testing.T, e *evidence) { e.runs = append(e.runs, taskRun{id: "stranger", attempt: 1}) },
+			func(_ *testing.T, e *evidence) {
+				e.runs = append(e.runs, taskRun{id: "stranger", attempt: 1, job: "a-1"})
+			},
 			`"stranger", which was never sent`, nil,
 		},
 		"a message missing from its poison queue": {
@@ -125,6 +257,13 @@ func TestJudgeFinds(t *testing.T) {
 		"a good message in the poison queue": {
 			func(t *testing.T, e *evidence) {
 				m := e.first(t, queueKind, quick)
+				e.poison[m.queue] = append(e.poison[m.queue], poison{body: m.payload()})
+			},
+			"holds what does not belong there", nil,
+		},
+		"a good message in the poison queue whose pack failed": {
+			func(t *testing.T, e *evidence) {
+				m, _ := e.inPack(t, true)
 				e.poison[m.queue] = append(e.poison[m.queue], poison{body: m.payload()})
 			},
 			"holds what does not belong there", nil,
@@ -222,6 +361,12 @@ func TestPlanDependsOnTheSeedAlone(t *testing.T) {
 	}
 	kinds := make(map[string]int)
 	for _, m := range plan(7, queueKind, 500) {
+		if m.fails > 0 && !m.crash {
+			kinds["named"]++
+		}
+		if m.fails > 0 && !m.crash && !packed(m.queue) {
+			t.Errorf("%s is to be named as failed, and is in no pack", m.id)
+		}
 		switch {
 		case m.poisoned():
 			kinds["poisoned"]++
@@ -231,7 +376,7 @@ func TestPlanDependsOnTheSeedAlone(t *testing.T) {
 			kinds["long"]++
 		}
 	}
-	if len(kinds) != 3 {
-		t.Errorf("the plan of 500 has %v; some poisoned, failing and long ones are wanted", kinds)
+	if len(kinds) != 4 {
+		t.Errorf("the plan of 500 has %v; some poisoned, failing, named and long ones are wanted", kinds)
 	}
 }

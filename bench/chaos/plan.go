@@ -5,6 +5,8 @@ import (
 	"math/rand/v2"
 	"sync"
 	"time"
+
+	"github.com/lighterman-dev/lighterman/dispatcher/annotation"
 )
 
 const (
@@ -19,27 +21,47 @@ const (
 // queueCount is how many queues there are, and how many streams.
 const queueCount = 3
 
+// special is what the templates of some queues and streams say beyond what all say: the first of each kind uses packs, the second another way for
+// the payload, the third is as most are.
+var special = map[string]map[string]string{
+	queueName(queueKind, 0):  {annotation.KeyTasksPerJob: fmt.Sprint(packSizes[0]), annotation.KeyBatchWait: "1s"},
+	queueName(queueKind, 1):  {annotation.KeyPayload: "secret"},
+	queueName(streamKind, 0): {annotation.KeyTasksPerJob: fmt.Sprint(packSizes[0]), annotation.KeyBatchWait: "1s"},
+	queueName(streamKind, 1): {annotation.KeyPayload: "file"},
+}
+
+// packSizes is how many messages a pack has at most, by attempt (see docs/payload.md).
+var packSizes = [maxAttempts]int{5, 3, 1}
+
+// packed says whether the Jobs of a queue or stream are given packs.
+func packed(queue string) bool { return special[queue][annotation.KeyTasksPerJob] != "" }
+
 // A message is one task, and what is to become of it.
 type message struct {
 	id    string
 	queue string // name of the queue or stream
 	fails int    // how many attempts fail
+	crash bool   // an attempt fails by a failing Job, and so with all that are in the same pack; else the task names it
 	sleep int    // seconds
 }
 
 // payload is what is sent: what the task does in its first words, and after them what must arrive unchanged.
 func (m message) payload() string {
-	return fmt.Sprintf(`%s %d %d "$(HOSTNAME) $$ %%s \n * Übung"`, m.id, m.fails, m.sleep)
+	how := "tell"
+	if m.crash {
+		how = "crash"
+	}
+	return fmt.Sprintf(`%s %d %s %d "$(HOSTNAME) $$ %%s \n * Übung"`, m.id, m.fails, how, m.sleep)
 }
 
-// attempts is how many Jobs the message takes.
-func (m message) attempts() int { return min(m.fails+1, maxAttempts) }
+// failsAt says whether an attempt fails by the message itself, whatever it is packed with.
+func (m message) failsAt(attempt int) bool { return attempt <= m.fails }
 
 // poisoned says whether the message ends in the poison queue.
 func (m message) poisoned() bool { return m.fails >= maxAttempts }
 
 // plan makes the messages of one kind of source, evenly over its queues: most are quick and succeed, some fail once or
-// twice, some always, and some run for longer than a lease lasts.
+// twice, some always, and some run for longer than a lease lasts. Of those that fail in packs, half make the whole pack fail.
 func plan(seed uint64, kind string, count int) []message {
 	random := random(seed, kind)
 	messages := make([]message, count)
@@ -57,6 +79,7 @@ func plan(seed uint64, kind string, count int) []message {
 		case p < 11:
 			m.sleep = int(leaseDuration/time.Second) + 3 + random.IntN(6)
 		}
+		m.crash = m.fails > 0 && (!packed(m.queue) || random.IntN(2) == 0)
 	}
 	return messages
 }

@@ -30,6 +30,8 @@ func (c *chaos) table(v *verdict) string {
 	row("executions", "%d of %d attempts", v.runs, v.attempts)
 	row("lost", "%d", v.lost)
 	row("doubled", "%d", v.doubled)
+	row("packs", "%d Jobs with %d messages; %d failed, %d named what failed", v.packs, v.packedMessages, v.crashed, v.named)
+	row("Secrets with payloads", "%d at the end, before their Jobs were deleted", v.provided)
 	row("second pods of one Job", "%d (by the Job controller)", v.twins)
 	row("poisoned", "%d", v.poisoned)
 	row("second copies of poisoned ones", "%d (Storage Queue cannot copy and delete at once)", v.poisonTwin)

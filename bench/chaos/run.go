@@ -269,7 +269,7 @@ func (c *chaos) gather(ctx context.Context) (*evidence, error) {
 	if e.unsettled, e.overdue, err = c.jobsLeft(ctx); err != nil {
 		return nil, err
 	}
-	if e.secrets, err = c.secretsLeft(ctx); err != nil {
+	if err := c.removeJobs(ctx, e); err != nil {
 		return nil, err
 	}
 	e.runs, err = readRecord(c.record)
@@ -288,6 +288,27 @@ func (c *chaos) untilMarked(ctx context.Context) error {
 		return err
 	}
 	return nil // the judge looks again
+}
+
+// removeJobs deletes the Jobs that there are, and waits for the Secrets with their payloads to go as well.
+func (c *chaos) removeJobs(ctx context.Context, e *evidence) error {
+	provided, err := c.payloadSecrets(ctx)
+	if err != nil {
+		return err
+	}
+	e.provided = len(provided)
+	if err := c.deleteJobs(ctx); err != nil {
+		return err
+	}
+	err = poll(ctx, "the Secrets to go with their Jobs", restPatience, func(ctx context.Context) (bool, error) {
+		var err error
+		e.secrets, err = c.payloadSecrets(ctx)
+		return err == nil && len(e.secrets) == 0, err
+	})
+	if err != nil && ctx.Err() != nil {
+		return err
+	}
+	return nil // the judge has those that are left
 }
 
 // spareGoroutines is how many more there may be at the end than before the first message: two for each connection that is kept for

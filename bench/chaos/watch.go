@@ -150,11 +150,21 @@ func (w *watcher) see(obj any) {
 	defer w.mu.Unlock()
 	w.noteUID(job)
 	if job.Labels[jobs.LabelSettled] != "" {
-		source := job.Annotations[jobs.AnnotationSource]
-		message := source + " " + job.Annotations[jobs.AnnotationMessageID]
-		if _, known := w.done[message]; !known {
-			w.done[message] = struct{}{}
-			kind, _, _ := strings.Cut(source, ":")
+		w.noteSettled(job)
+	}
+}
+
+// noteSettled takes note that the message of a Job, or all of its pack, are settled. The caller holds mu.
+func (w *watcher) noteSettled(job *batchv1.Job) {
+	id, err := jobs.IdentityOf(job)
+	if err != nil {
+		return // its message stays unsettled, which is told at the end
+	}
+	kind, _, _ := strings.Cut(id.Source, ":")
+	for message := range id.Messages.All() {
+		key := id.Source + " " + message
+		if _, known := w.done[key]; !known {
+			w.done[key] = struct{}{}
 			w.settled[kind]++
 		}
 	}

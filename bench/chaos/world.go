@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -230,12 +231,29 @@ func (w *world) createTemplates(ctx context.Context) error {
 	return nil
 }
 
-// script is the task. It notes that it runs before all else, by one write to the end of a file; the payload says how long it takes and
-// whether it fails. The attempt is the end of the Job's name.
-const script = `set -f; set -- $KEDA_TASK_DATA; attempt=${JOB##*-}
-echo "$1 $attempt $JOB $JOB_UID $HOSTNAME" >> "$RECORD"
-[ "$3" = 0 ] || sleep "$3"
-[ "$attempt" -gt "$2" ]`
+// script is the task, in whatever form the payload comes. It notes that it runs before all else, by one write to the end of a file, with a line for each
+// message of a pack. The payload says how long it takes, and whether it fails: with the whole Job, or, in a pack, by being named. Of the JSON of a pack it
+// understands as much as there is here.
+const script = `newline='
+'
+case ${KEDA_TASK_DATA_FILE-} in
+*/tasks.jsonl) tasks=$(sed -E 's/^\{"id":"([^"]*)","attempt":([0-9]*),.*"data":"(.*)"\}/\1 \2 \3/' "$KEDA_TASK_DATA_FILE") ;;
+*/payload) tasks="$LIGHTERMAN_MESSAGE_ID $LIGHTERMAN_ATTEMPT $(cat "$KEDA_TASK_DATA_FILE")" ;;
+*) tasks="$LIGHTERMAN_MESSAGE_ID $LIGHTERMAN_ATTEMPT $KEDA_TASK_DATA" ;;
+esac
+lines= named= crash=0 longest=0
+while read -r message attempt id fails how sleep rest; do
+  lines="$lines$id $attempt $JOB $JOB_UID $HOSTNAME$newline"
+  [ "$sleep" -le "$longest" ] || longest=$sleep
+  [ "$attempt" -le "$fails" ] || continue
+  [ "$how" = tell ] && named="$named, \"$message\"" || crash=1
+done <<END
+$tasks
+END
+printf %s "$lines" >> "$RECORD"
+[ "$longest" = 0 ] || sleep "$longest"
+[ -z "$named" ] || printf '{"failed": [%s]}' "${named#, }" > /dev/termination-log
+exit "$crash"`
 
 func (w *world) template(kind, queue string) *batchv1.CronJob {
 	annotations := map[string]string{
@@ -252,6 +270,7 @@ func (w *world) template(kind, queue string) *batchv1.CronJob {
 		annotations[annotation.KeySource] = annotation.SourceRedisStreams
 		annotations[annotation.KeyStream] = queue
 	}
+	maps.Copy(annotations, special[queue])
 	full := make(map[string]string, len(annotations))
 	for key, value := range annotations {
 		full[annotation.Prefix+"/"+key] = value
