@@ -96,7 +96,7 @@ func (f *follower) see(obj any) {
 		f.strange = append(f.strange, err.Error())
 		return
 	}
-	f.task(id.MessageID).see(job, now)
+	f.task(string(id.Messages)).see(job, now)
 }
 
 // see takes in a Job of the task, of which it may have seen older versions.

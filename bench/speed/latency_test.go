@@ -105,9 +105,7 @@ func (a *arena) latency(r latencyRun) {
 		time.Sleep((r.pause + rand.N(r.spread)) / 2)
 		began = time.Now()
 		id := r.through(payload(n))
-		job := must(made.Job(jobs.Task{
-			Identity: jobs.Identity{Source: "bare", MessageID: id, Attempt: 1}, Payload: []byte(payload(n)), EnqueuedAt: began,
-		}))(a.B)
+		job := must(plainJob(made, jobs.Identity{Source: "bare", Messages: jobs.NewMessageSet(id), Attempt: 1}, payload(n), began))(a.B)
 		must(a.client.BatchV1().Jobs(r.namespace).Create(a.Context(), job, metav1.CreateOptions{}))(a.B)
 		a.awaitJob(events, id)
 		bare = append(bare, time.Since(began))

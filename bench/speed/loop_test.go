@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	batchv1 "k8s.io/api/batch/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
@@ -131,11 +132,8 @@ func createJobs(ctx context.Context, client kubernetes.Interface, plan loopPlan)
 				if n > plan.Jobs {
 					return
 				}
-				job, err := made.Job(jobs.Task{
-					Identity:   jobs.Identity{Source: source, MessageID: fmt.Sprintf("%d-%d", began.UnixMilli(), n), Attempt: 1},
-					Payload:    []byte(payload(n)),
-					EnqueuedAt: began,
-				})
+				message := jobs.NewMessageSet(fmt.Sprintf("%d-%d", began.UnixMilli(), n))
+				job, err := plainJob(made, jobs.Identity{Source: source, Messages: message, Attempt: 1}, payload(n), began)
 				if err == nil {
 					_, err = client.BatchV1().Jobs(plan.Namespace).Create(ctx, job, metav1.CreateOptions{FieldManager: "lighterman"})
 				}
@@ -148,4 +146,17 @@ func createJobs(ctx context.Context, client kubernetes.Interface, plan loopPlan)
 	}
 	workers.Wait()
 	return failure
+}
+
+// plainJob makes the Job of a small message, as lighterman does: the payload is in it, and it needs no Secret.
+func plainJob(made *jobs.Template, id jobs.Identity, body string, enqueuedAt time.Time) (*batchv1.Job, error) {
+	content, err := jobs.NewContent(jobs.PayloadAuto, []byte(body))
+	if err != nil {
+		return nil, err
+	}
+	job, secret, err := made.Job(jobs.Task{Identity: id, Content: content, EnqueuedAt: enqueuedAt})
+	if err == nil && secret != nil {
+		err = fmt.Errorf("the payload of %d bytes came into a Secret", len(body))
+	}
+	return job, err
 }

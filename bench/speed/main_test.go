@@ -1,8 +1,9 @@
 // Package speed measures lighterman, as a process of its own, on a real API server: how many Jobs a second it creates, compared
 // with a plain loop that creates the same Jobs, and how soon after a message is enqueued its Job is there.
 //
-// The controllers and the scheduler do not run here, so nothing follows from a Job: what is measured is the way from the queue to
-// the API server, not how fast the cluster would go on with it.
+// The controllers and the scheduler do not run there, so nothing follows from a Job: what is measured is the way from the queue to
+// the API server, not how fast the cluster would go on with it. Two benchmarks are about the whole life of a message, and have a cluster of their own
+// with all that (whole_test.go): how much packs help, and what etcd has to store.
 //
 //	cd bench && go test -run '^$' -bench . ./speed
 package speed

@@ -95,18 +95,31 @@ func (p *process) stop() {
 // ticksPerSecond is the unit of the times in /proc/<pid>/stat; Linux has told no other to programs for decades.
 const ticksPerSecond = 100
 
-// cpu is the processor time that the child has used, in user and kernel mode.
+// cpu is the processor time that the child has used.
 func (p *process) cpu() time.Duration {
 	p.b.Helper()
-	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(p.cmd.Process.Pid), "stat"))
+	used, err := cpuOf(p.cmd.Process.Pid)
 	if err != nil {
 		p.b.Fatalf("%v; the end of the log:\n%s", err, p.tail())
+	}
+	return used
+}
+
+// cpuOf is the processor time that a process has used, in user and kernel mode.
+func cpuOf(pid int) (time.Duration, error) {
+	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+	if err != nil {
+		return 0, err
 	}
 	// The second field, the program's name in parentheses, may hold spaces; utime and stime are the 14th and 15th.
 	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
 	var ticks int64
 	for _, field := range fields[11:13] {
-		ticks += must(strconv.ParseInt(field, 10, 64))(p.b)
+		n, err := strconv.ParseInt(field, 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		ticks += n
 	}
-	return time.Duration(ticks) * time.Second / ticksPerSecond
+	return time.Duration(ticks) * time.Second / ticksPerSecond, nil
 }
