@@ -193,8 +193,8 @@ func (l *lane) waitingJobs() int {
 // perSlot is how many messages a slot stands for.
 func (l *lane) perSlot() int { return max(l.settings.Load().spec.TasksPerJob, 1) }
 
-// packRoom is how many messages may be received while there is room for so many Jobs: with those for the packs that have begun. All that there is in
-// hold counts as well, settlements that hang among it. The caller holds the mutex.
+// packRoom is how many messages may be received while there is room for so many Jobs: with those for the packs that have begun. Whatever is held
+// counts as well, with settlements that hang. The caller holds the mutex.
 func (l *lane) packRoom(free int) int {
 	if !l.packs.caughtUp || free < 0 {
 		return 0
