@@ -160,10 +160,6 @@ var mutations = []mutation{
 	{9, "a Job whose leader crashed before the Secret waits for ever", []edit{
 		{"dispatcher/provide.go", "if !t.lacksSecret() {", "if t.launchedAt.Before(time.Now()) || !t.lacksSecret() {"},
 	}},
-	{9, "a Job that waits for its Secret keeps its message from being received", []edit{
-		{"dispatcher/provide.go", "\t\tl.setPending(t, false)\n\t\tl.dropSlot(t)\n", ""},
-		{"dispatcher/observe.go", "l.setPending(t, status.Phase == jobs.Pending && !t.starved)", "l.setPending(t, status.Phase == jobs.Pending)"},
-	}},
 
 	// The fence, and leadership.
 	{0, "Jobs carry no fence, and the clock is not looked at", []edit{
