@@ -348,14 +348,8 @@ func (l *lane) putBack(chosen []choice) {
 		return
 	}
 	for _, c := range chosen {
-		switch t := c.task; {
-		case t.state != launching:
-		case t.lease == nil:
-			l.remove(t)
-		case l.holdsBack():
-			l.decided(t, settlement{outcome: returned})
-		default:
-			l.enqueue(t)
+		if c.task.state == launching {
+			l.waitAnew(c.task)
 		}
 	}
 	for _, p := range l.packs.pools {
@@ -427,14 +421,19 @@ func (l *lane) decidedAll(p *task, s settlement) {
 func (l *lane) dissolve(p *task) {
 	l.move(p, settling)
 	for _, m := range p.riding() {
-		switch {
-		case m.lease == nil:
-			l.remove(m)
-		case l.holdsBack():
-			l.decided(m, settlement{outcome: returned})
-		default:
-			l.enqueue(m)
-		}
+		l.waitAnew(m)
+	}
+}
+
+// waitAnew has a message that was not launched wait again, if it is still ours and belongs here. The caller holds the mutex.
+func (l *lane) waitAnew(t *task) {
+	switch {
+	case t.lease == nil:
+		l.remove(t)
+	case l.holdsBack():
+		l.decided(t, settlement{outcome: returned})
+	default:
+		l.enqueue(t)
 	}
 }
 
@@ -478,18 +477,12 @@ func (l *lane) giveBackPools() {
 
 // packAppeared takes note of a pack's Job that this lane knows nothing of: a former leader launched it. The caller holds the mutex.
 func (l *lane) packAppeared(id jobs.Identity, job *batchv1.Job, status jobs.Status) {
-	var ours []*task // messages that are here, and have no Job that we know of
-	for message := range id.Messages.All() {
-		if t := l.tasks[message]; t != nil && t.attempt <= id.Attempt && (t.state == queued || t.state == received || t.state == resting) {
-			ours = append(ours, t)
-		}
-	}
 	if !status.Phase.Finished() {
 		l.adoptPack(id, job, status)
 		return
 	}
-	for _, t := range ours {
-		if t.state == queued {
+	for message := range id.Messages.All() {
+		if t := l.tasks[message]; t != nil && t.attempt <= id.Attempt && t.state == queued {
 			t.attempt = id.Attempt
 			l.resume(t, job)
 		}
