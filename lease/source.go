@@ -20,13 +20,15 @@ var (
 	// ErrInvalid means that the configuration of the source is unusable as it stands: a connection string that does not
 	// parse, a key that holds something else than a stream.
 	ErrInvalid = errors.New("source configuration invalid")
+	// ErrReset means that messages which the source should have are not there any more: it was made anew, or they expired. It has gone on without them.
+	ErrReset = errors.New("source was reset")
 	// ErrUnreadable means that a message is there, but not in a form that this source can hand out; see
 	// Message.Unreadable.
 	ErrUnreadable = errors.New("message unreadable")
 )
 
 // Class names the kind of failure for metrics and logs, as one of a few fixed words: lost, not_found, unauthorized,
-// throttled, invalid, unreadable, canceled, timeout, other.
+// throttled, invalid, reset, unreadable, canceled, timeout, other.
 func Class(err error) string {
 	for _, c := range []struct {
 		is   error
@@ -37,6 +39,7 @@ func Class(err error) string {
 		{ErrUnauthorized, "unauthorized"},
 		{ErrThrottled, "throttled"},
 		{ErrInvalid, "invalid"},
+		{ErrReset, "reset"},
 		{ErrUnreadable, "unreadable"},
 		{context.Canceled, "canceled"},
 		{context.DeadlineExceeded, "timeout"},
@@ -78,6 +81,9 @@ type Traits struct {
 	// CreatesMissing says that a queue which does not exist is made on first use, as streams are in Redis, and so
 	// never reported as ErrNotFound.
 	CreatesMissing bool
+	// Exclusive says that one source has all messages, or a partition of them, to itself. Another one that receives takes them over, and the
+	// leases of the first are lost.
+	Exclusive bool
 }
 
 // Return is one message to give back.
@@ -104,6 +110,17 @@ type Backlog struct {
 	Messages int64
 	// Leased is how many of them are handed out or delayed. -1 where the source cannot tell.
 	Leased int64
+	// Unconfirmed is how many are settled, and not counted in Messages, whose settlement is not final yet; see Confirmer.
+	Unconfirmed int64
+	// HeldBack is how many of those wait for older messages that are not settled, and HeldBackBy names the one which most of them wait for.
+	HeldBack   int64
+	HeldBackBy string
+	// HeldBackFull says that so many wait for it that its partition is not read further.
+	HeldBackFull bool
+	// Problem is why a part of the source does not do its work, while others do; nil where all is well.
+	Problem error
+	// Notices are things that happened to the source which a person should know of. Each is told once.
+	Notices []error
 }
 
 // Source is a queue, event hub or stream that messages come from. All methods are safe for concurrent use; what they need
@@ -138,4 +155,23 @@ type Source interface {
 	Backlog(ctx context.Context) (Backlog, error)
 	// Close frees connections. Leases stay as they are, to expire.
 	Close() error
+}
+
+// Confirmer is implemented by a Source whose Complete and Poison are not final when they return: until they are confirmed, a crash, or another source
+// that takes the messages over, has them handed out again. What tells that a message was worked on must be kept until then.
+type Confirmer interface {
+	// Confirmed waits until settlements have become final, or have been undone, and returns those. Each is returned once.
+	Confirmed(ctx context.Context) ([]Confirmation, error)
+	// Flush makes final at once what can be. What it could not is as if it had not been called.
+	Flush(ctx context.Context) error
+	// Final reports whether the message with this id is known to have been settled for good, by whomever: it is never handed out again.
+	Final(id string) bool
+}
+
+// Confirmation is what became of one settlement.
+type Confirmation struct {
+	// ID is the message's.
+	ID string
+	// Undone says that the settlement did not become final: the message is handed out again, to us or to another.
+	Undone bool
 }

@@ -12,7 +12,8 @@ import (
 
 func checkExclusiveLeases(t T, h Harness) {
 	q := h.NewQueue(t)
-	sources := []lease.Source{q.Source(t, 10*h.Lease), q.Source(t, 10*h.Lease)}
+	one := q.Source(t, 10*h.Lease)
+	sources := []lease.Source{one, another(t, q, one, 10*h.Lease)}
 	const sent = 40
 	q.Send(t, slices.Repeat([]string{"x"}, sent)...)
 	var mu sync.Mutex
@@ -60,7 +61,8 @@ func checkExtension(t T, h Harness) {
 	q := h.NewQueue(t)
 	// Extended early and often, so that a machine that stalls for a moment does not fail the check.
 	duration := 2 * h.Lease
-	holder, other := q.Source(t, duration), q.Source(t, duration)
+	holder := q.Source(t, duration)
+	other := another(t, q, holder, duration)
 	q.Send(t, "held")
 	leases := receive(t, holder, 1, patience)
 	start := time.Now()
@@ -134,7 +136,8 @@ func checkExtensionKeepsBody(t T, h Harness) {
 
 func checkCompletion(t T, h Harness) {
 	q := h.NewQueue(t)
-	s, other := q.Source(t, h.Lease), q.Source(t, h.Lease)
+	s := q.Source(t, h.Lease)
+	other := another(t, q, s, h.Lease)
 	q.Send(t, "a", "b", "c")
 	leases := receive(t, s, 3, patience)
 	succeed(t, "Complete", s.Complete(t.Context(), leases))
@@ -148,7 +151,8 @@ func checkCompletion(t T, h Harness) {
 func checkRequeueAtOnce(t T, h Harness) {
 	q := h.NewQueue(t)
 	// With leases that last longer than the check, nothing comes back by itself.
-	s, other := q.Source(t, time.Hour), q.Source(t, time.Hour)
+	s := q.Source(t, time.Hour)
+	other := another(t, q, s, time.Hour)
 	q.Send(t, "a", "b")
 	leases := receive(t, s, 2, patience)
 	succeed(t, "Requeue", s.Requeue(t.Context(), returns(leases[:1])))
@@ -165,7 +169,8 @@ func checkRequeueAtOnce(t T, h Harness) {
 
 func checkRequeueWithDelay(t T, h Harness) {
 	q := h.NewQueue(t)
-	s, other := q.Source(t, 20*h.Lease), q.Source(t, 20*h.Lease)
+	s := q.Source(t, 20*h.Lease)
+	other := another(t, q, s, 20*h.Lease)
 	delay := 2 * h.Lease
 	q.Send(t, "delayed", "soon")
 	leases := receive(t, s, 2, patience)
@@ -191,7 +196,8 @@ func checkRequeueWithDelay(t T, h Harness) {
 
 func checkRedelivery(t T, h Harness) {
 	q := h.NewQueue(t)
-	s, other := q.Source(t, h.Lease), q.Source(t, h.Lease)
+	s := q.Source(t, h.Lease)
+	other := another(t, q, s, h.Lease)
 	q.Send(t, "again")
 	first := receive(t, s, 1, patience)[0]
 	for want := int64(2); want <= 3; want++ {
@@ -233,6 +239,9 @@ func staleOperations(t T, q Queue, s, other lease.Source, duration time.Duration
 	old := receive(t, s, len(ops), patience)
 	current := receive(t, other, len(ops), duration+patience)
 	succeed(t, "Extend of the new leases", other.Extend(t.Context(), current))
+	if s.Traits().Exclusive && s != other {
+		toldLost(t, s, old)
+	}
 	for i, op := range ops {
 		lostAll(t, op.name, op.do(t.Context(), s, old[i:i+1]), 1)
 	}

@@ -35,7 +35,7 @@ func checkPoisonMove(t T, h Harness) {
 
 func checkPoisonConfirmedFirst(t T, h Harness) {
 	q := h.NewQueue(t)
-	s, broken := q.Source(t, h.Lease), q.BrokenPoison(t, h.Lease)
+	broken := q.BrokenPoison(t, h.Lease)
 	q.Send(t, "precious")
 	leases := receive(t, broken, 1, patience)
 	errs := broken.Poison(t.Context(), poisons(leases))
@@ -45,6 +45,7 @@ func checkPoisonConfirmedFirst(t T, h Harness) {
 	if errors.Is(errs[0], lease.ErrLost) {
 		t.Errorf("Poison without a poison queue: %v; the lease is not lost", errs[0])
 	}
+	s := q.Source(t, h.Lease)
 	backlog(t, s, 1)
 	// The message is still leased, and comes back like any other.
 	again := receive(t, s, 1, h.Lease+patience)[0]

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/lighterman-dev/lighterman/lease"
 )
@@ -81,4 +82,26 @@ func brief(body string) string {
 		return fmt.Sprintf("%.60q… (%d bytes)", body, len(body))
 	}
 	return fmt.Sprintf("%q", body)
+}
+
+// another makes a second source on the queue, or returns the first where only one can have the messages.
+func another(t T, q Queue, first lease.Source, leaseDuration time.Duration) lease.Source {
+	t.Helper()
+	if first.Traits().Exclusive {
+		return first
+	}
+	return q.Source(t, leaseDuration)
+}
+
+// toldLost waits until a source knows that leases are lost. One that lost its messages to another source at once may need a moment to hear of it.
+func toldLost(t T, s lease.Source, leases []*lease.Lease) {
+	t.Helper()
+	for _, l := range leases {
+		eventually(t, patience, func() error {
+			if errs := s.Extend(t.Context(), []*lease.Lease{l}); len(errs) != 1 || !errors.Is(errs[0], lease.ErrLost) {
+				return unexpected("Extend of a lease that another source took over", errs, lease.ErrLost)
+			}
+			return nil
+		})
+	}
 }

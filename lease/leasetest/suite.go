@@ -22,7 +22,7 @@ type T interface {
 // Queue is one queue of its own, empty at first, as a test sees it from all sides.
 type Queue struct {
 	// Source makes a source on the queue with leases of this duration; several of them are like several processes.
-	// The test closes them.
+	// The test closes them. Where sources are exclusive, each takes over from those before.
 	Source func(t T, leaseDuration time.Duration) lease.Source
 	// Send puts messages into the queue as a producer would.
 	Send func(t T, bodies ...string)
@@ -92,6 +92,9 @@ func Checks() []Check {
 		{"Backlog", checkBacklog},
 		{"Cancellation", checkCancellation},
 		{"ConcurrentUse", checkConcurrentUse},
+		{"Takeover", checkTakeover},
+		{"Confirmation", checkConfirmation},
+		{"UndoneByTakeover", checkUndone},
 		{"ServerRestart", checkServerRestart},
 	}
 }

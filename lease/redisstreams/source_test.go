@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -55,7 +56,7 @@ func receiveAll(t *testing.T, s *Source, n int) []*lease.Lease {
 
 func wantBacklog(t *testing.T, s *Source, want lease.Backlog) {
 	t.Helper()
-	if got, err := s.Backlog(t.Context()); err != nil || got != want {
+	if got, err := s.Backlog(t.Context()); err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("Backlog = %+v, %v; want %+v", got, err, want)
 	}
 }

@@ -1,0 +1,265 @@
+package partitioned
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/lighterman-dev/lighterman/lease"
+)
+
+// claim makes the checkpoint ours to write, by writing it anew as it is. Whoever had it before is told so when it tries.
+func (p *partition) claim(ctx context.Context) error {
+	p.mu.Lock()
+	claimed := p.claimed
+	p.mu.Unlock()
+	if claimed {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if err := p.lockStore(ctx); err != nil {
+		return err
+	}
+	defer p.unlockStore()
+	for ctx.Err() == nil {
+		p.mu.Lock()
+		c, version, loaded := p.base, p.version, p.loaded
+		p.mu.Unlock()
+		if !loaded {
+			return errRestart
+		}
+		c.Owner = p.cfg.Owner
+		sent := time.Now()
+		version, err := p.cfg.Checkpoints.Store(ctx, p.id, c, version)
+		if err == nil {
+			p.mu.Lock()
+			p.version, p.claimed, p.ownedAt = version, true, sent
+			p.mu.Unlock()
+			signal(p.due)
+			return nil
+		}
+		if !errors.Is(err, ErrChanged) {
+			return err
+		}
+		// A former owner has moved it since we read it.
+		stored, err := p.cfg.Checkpoints.Load(ctx, p.id)
+		if err != nil {
+			return err
+		}
+		if stored.Version == "" || stored.Sequence < c.Sequence {
+			return errRestart // somebody has set it back
+		}
+		p.mu.Lock()
+		p.base, p.version = stored.Checkpoint, stored.Version
+		p.received = max(p.received, stored.Sequence)
+		p.mu.Unlock()
+	}
+	return ctx.Err()
+}
+
+// keep writes checkpoints when they are due, and makes sure now and then that the partition is ours, until ctx ends.
+func (p *partition) keep(ctx context.Context) {
+	var retry backoff
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		p.mu.Lock()
+		next := p.nextKeep(time.Now())
+		p.mu.Unlock()
+		timer.Reset(max(next, 0))
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.due:
+			continue
+		case <-timer.C:
+		}
+		if err := p.renew(ctx, false); err != nil {
+			if ctx.Err() != nil || !pause(ctx, retry.next(err)) {
+				return
+			}
+			continue
+		}
+		retry = backoff{}
+	}
+}
+
+// nextKeep is how long there is nothing to do. The caller holds the mutex.
+func (p *partition) nextKeep(now time.Time) time.Duration {
+	if !p.claimed {
+		return time.Hour
+	}
+	next := p.ownedAt.Add(p.cfg.LeaseDuration / 4).Sub(now)
+	if !p.settledAt.IsZero() {
+		next = min(next, p.settledAt.Add(p.cfg.CheckpointInterval).Sub(now))
+		if p.window.head >= p.cfg.CheckpointEvents {
+			return 0
+		}
+	}
+	return next
+}
+
+// renew moves the checkpoint as far as it can be moved, or, where it cannot, makes sure that it is still ours. With once it does nothing if another
+// call has done so by the time that it is its turn.
+func (p *partition) renew(ctx context.Context, once bool) error {
+	asked := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if err := p.lockStore(ctx); err != nil {
+		return err
+	}
+	defer p.unlockStore()
+	p.mu.Lock()
+	if !p.claimed || once && !p.ownedAt.Before(asked) {
+		p.mu.Unlock()
+		return nil
+	}
+	to, base, version := p.window.last(), p.base, p.version
+	p.mu.Unlock()
+
+	sent := time.Now()
+	var err error
+	if to != nil {
+		base = Checkpoint{Sequence: to.sequence, Offset: to.offset, Owner: p.cfg.Owner}
+		version, err = p.cfg.Checkpoints.Store(ctx, p.id, base, version)
+		if errors.Is(err, ErrChanged) {
+			version, err = p.reclaim(ctx, base)
+		}
+	} else {
+		var stored Stored
+		stored, err = p.cfg.Checkpoints.Load(ctx, p.id)
+		if err == nil && stored.Version != version && !p.ours(stored) {
+			err = ErrChanged
+		}
+		version = stored.Version
+	}
+
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.claimed {
+		return nil // it was lost meanwhile
+	}
+	switch {
+	case err == nil:
+		p.storeErr = nil
+		p.version, p.ownedAt = version, sent
+		if to != nil {
+			p.passed(base)
+		}
+	case errors.Is(err, ErrChanged):
+		p.restart(false)
+	default:
+		p.storeErr = fmt.Errorf("the checkpoint of partition %s of %s: %w", p.id, p.cfg.Name, err)
+		return err
+	}
+	return nil
+}
+
+// lockStore waits for its turn to read and write the checkpoint.
+func (p *partition) lockStore(ctx context.Context) error {
+	select {
+	case p.store <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (p *partition) unlockStore() { <-p.store }
+
+// ours reports whether we wrote a checkpoint, although the answer may never have reached us.
+func (p *partition) ours(stored Stored) bool { return stored.Version != "" && stored.Owner == p.cfg.Owner }
+
+// reclaim writes a checkpoint over one that has another version than we know: our own, whose answer got lost.
+func (p *partition) reclaim(ctx context.Context, c Checkpoint) (version string, err error) {
+	stored, err := p.cfg.Checkpoints.Load(ctx, p.id)
+	if err != nil {
+		return "", err
+	}
+	if !p.ours(stored) {
+		return "", ErrChanged
+	}
+	if stored.Sequence == c.Sequence {
+		return stored.Version, nil
+	}
+	return p.cfg.Checkpoints.Store(ctx, p.id, c, stored.Version)
+}
+
+// passed takes note that the checkpoint has moved. The caller holds the mutex.
+func (p *partition) passed(to Checkpoint) {
+	p.base = to
+	passed := p.window.pass(to.Sequence)
+	for _, e := range passed {
+		p.confirmed = append(p.confirmed, lease.Confirmation{ID: e.id})
+	}
+	p.settledAt = time.Time{}
+	if p.window.head > 0 {
+		p.settledAt = time.Now()
+	}
+	if len(passed) > 0 {
+		signal(p.confirming)
+		signal(p.hungry) // less is held back
+	}
+}
+
+// noteSettled takes note that an event was settled. The caller holds the mutex.
+func (p *partition) noteSettled() {
+	if p.window.head == 0 {
+		return
+	}
+	first := p.settledAt.IsZero()
+	if first {
+		p.settledAt = time.Now()
+	}
+	if first || p.window.head == p.cfg.CheckpointEvents {
+		signal(p.due)
+	}
+}
+
+// Confirmed implements lease.Confirmer.
+func (s *Source) Confirmed(ctx context.Context) ([]lease.Confirmation, error) {
+	for {
+		s.mu.Lock()
+		confirmed := s.confirmed
+		s.confirmed = nil
+		s.mu.Unlock()
+		if len(confirmed) > 0 {
+			return confirmed, nil
+		}
+		select {
+		case <-s.confirming:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// Flush implements lease.Confirmer.
+func (s *Source) Flush(ctx context.Context) error {
+	s.mu.Lock()
+	order := s.order
+	s.mu.Unlock()
+	return each(order, func(p *partition) error {
+		p.mu.Lock()
+		nothing := p.window.head == 0
+		p.mu.Unlock()
+		if nothing {
+			return nil
+		}
+		return p.renew(ctx, false)
+	})
+}
+
+// Final implements lease.Confirmer.
+func (s *Source) Final(id string) bool {
+	partition, sequence, err := parseID(id)
+	if err != nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.partitions[partition]
+	return p != nil && p.loaded && sequence <= p.base.Sequence
+}
