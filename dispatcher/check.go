@@ -55,15 +55,22 @@ func readCandidate(ref jobs.Ref, obj metav1.Object) (*candidate, error) {
 	return c, err
 }
 
-// connectionString reads the Secret that a set of annotations refers to.
-func connectionString(ctx context.Context, secrets corev1client.SecretsGetter, namespace string, spec *annotation.Spec) (string, error) {
-	fail := func(problem, remedy string) error {
-		return &annotation.Error{
-			Key: spec.Key(annotation.KeyConnectionSecret), Value: spec.ConnectionSecret.String(),
-			Problem: problem, Remedy: remedy,
-		}
+// credentials reads the Secrets that a set of annotations refers to.
+func credentials(ctx context.Context, secrets corev1client.SecretsGetter, namespace string, spec *annotation.Spec) (c Credentials, err error) {
+	c.Source, err = secretValue(ctx, secrets, namespace, spec.Key(annotation.KeyConnectionSecret), spec.ConnectionSecret)
+	if err != nil || spec.CheckpointSecret == (annotation.SecretKey{}) {
+		return c, err
 	}
-	name, key := spec.ConnectionSecret.Name, spec.ConnectionSecret.Key
+	c.Checkpoints, err = secretValue(ctx, secrets, namespace, spec.Key(annotation.KeyCheckpointSecret), spec.CheckpointSecret)
+	return c, err
+}
+
+// secretValue reads the Secret that one annotation refers to.
+func secretValue(ctx context.Context, secrets corev1client.SecretsGetter, namespace, annotationKey string, ref annotation.SecretKey) (string, error) {
+	fail := func(problem, remedy string) error {
+		return &annotation.Error{Key: annotationKey, Value: ref.String(), Problem: problem, Remedy: remedy}
+	}
+	name, key := ref.Name, ref.Key
 	secret, err := secrets.Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
@@ -84,8 +91,8 @@ func connectionString(ctx context.Context, secrets corev1client.SecretsGetter, n
 }
 
 // openSource makes the source of a set of annotations, and checks that it is there and lets us in.
-func (d *Dispatcher) openSource(ctx context.Context, spec *annotation.Spec, connection string) (lease.Source, error) {
-	source, err := d.cfg.OpenSource(spec, connection)
+func (d *discovery) openSource(ctx context.Context, spec *annotation.Spec, c Credentials) (lease.Source, error) {
+	source, err := d.cfg.OpenSource(spec, Connection{Credentials: c, Level: d.term.level()})
 	if err != nil {
 		return nil, err
 	}

@@ -169,8 +169,8 @@ func TestRedeliveryBeforeTheAnswer(t *testing.T) {
 		q := h.dispatch("resize", "retry-backoff", "0s..0s", "lease-duration", "10m")
 		h.start(func(c *Config) {
 			open := c.OpenSource
-			c.OpenSource = func(s *annotation.Spec, connectionString string) (lease.Source, error) {
-				source, err := open(s, connectionString)
+			c.OpenSource = func(s *annotation.Spec, connection Connection) (lease.Source, error) {
+				source, err := open(s, connection)
 				return slowToAnswer{source, 300 * time.Millisecond}, err
 			}
 		})

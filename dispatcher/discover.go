@@ -49,8 +49,8 @@ type template struct {
 // openLane is a lane that takes messages, with what it was opened with.
 type openLane struct {
 	*lane
-	spec       annotation.Spec
-	connection string
+	spec        annotation.Spec
+	credentials Credentials
 }
 
 // holder is the lane that has a source. It keeps it after it was retired, until it has ended.
@@ -203,13 +203,13 @@ func (d *discovery) open(ctx context.Context, t *template, c *candidate, spec *a
 		current = nil
 	}
 	running := current != nil && !current.ended()
-	connection, err := connectionString(ctx, d.cfg.Client.CoreV1(), c.ref.Namespace, spec)
+	opened, err := credentials(ctx, d.cfg.Client.CoreV1(), c.ref.Namespace, spec)
 	if running && err != nil && !errors.As(err, new(*annotation.Error)) {
-		connection = current.connection // it could not be read just now, which says nothing against it
+		opened = current.credentials // it could not be read just now, which says nothing against it
 	} else if err != nil {
 		return err
 	}
-	if running && current.connection == connection {
+	if running && current.credentials == opened {
 		current.spec = *spec
 		current.update(newSettings(c, spec, current.settings.Load()))
 		refusal := d.dryRun(ctx, c, spec, current.identity)
@@ -222,7 +222,7 @@ func (d *discovery) open(ctx context.Context, t *template, c *candidate, spec *a
 		}
 		return nil
 	}
-	source, err := d.openSource(ctx, spec, connection)
+	source, err := d.openSource(ctx, spec, opened)
 	if err != nil {
 		return &sourceError{problem: sourceProblem(spec, err), err: err}
 	}
@@ -245,7 +245,7 @@ func (d *discovery) open(ctx context.Context, t *template, c *candidate, spec *a
 	if err := d.claim(ctx, c, spec.Set, l); err != nil {
 		return errors.Join(err, source.Close())
 	}
-	t.lanes[spec.Set] = &openLane{lane: l, spec: *spec, connection: connection}
+	t.lanes[spec.Set] = &openLane{lane: l, spec: *spec, credentials: opened}
 	d.lanes.Go(func() {
 		l.run(ctx)
 		d.release(l)
@@ -453,7 +453,8 @@ func class(err error) string {
 func (o *openLane) sameSource(spec *annotation.Spec) bool {
 	was := &o.spec
 	return was.Source == spec.Source && was.Entity() == spec.Entity() &&
-		was.ConsumerGroup == spec.ConsumerGroup && was.PoisonQueue == spec.PoisonQueue && was.LeaseDuration == spec.LeaseDuration
+		was.ConsumerGroup == spec.ConsumerGroup && was.Poison() == spec.Poison() && was.LeaseDuration == spec.LeaseDuration &&
+		was.CheckpointContainer == spec.CheckpointContainer && was.Start == spec.Start
 }
 
 // metricsName names a set of a template's annotations in metrics and logs.

@@ -42,6 +42,19 @@ import (
 	"github.com/lighterman-dev/lighterman/metrics"
 )
 
+// Connection is what a source is opened with, beside what the annotations say.
+type Connection struct {
+	Credentials
+	// Level is higher than that of every source that was opened in an earlier term of leadership.
+	Level int64
+}
+
+// Credentials are what the Secrets hold that a set of annotations refers to.
+type Credentials struct {
+	// Source is the connection string of the source, and Checkpoints that of where its checkpoints are kept; empty where it has none.
+	Source, Checkpoints string
+}
+
 // Config is what a Dispatcher needs. Fields without a default are required.
 type Config struct {
 	// Client is used for all but the leader locks. It should have no limit of its own on requests: the dispatcher paces
@@ -50,7 +63,7 @@ type Config struct {
 	// Namespace restricts templates and Jobs to one namespace. Empty: all.
 	Namespace string
 	// OpenSource makes the source that a set of annotations names, without connecting.
-	OpenSource func(spec *annotation.Spec, connectionString string) (lease.Source, error)
+	OpenSource func(spec *annotation.Spec, c Connection) (lease.Source, error)
 	// Lock decides which process dispatches for which templates.
 	Lock LockConfig
 	// MaxInFlight is the most tasks in flight over all templates. Default 10,000.

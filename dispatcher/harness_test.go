@@ -142,8 +142,8 @@ func (h *harness) start(options ...option) *process {
 	client := p.connection.client(h.t)
 	cfg := Config{
 		Client: client,
-		OpenSource: func(spec *annotation.Spec, connectionString string) (lease.Source, error) {
-			return h.open(p, spec, connectionString)
+		OpenSource: func(spec *annotation.Spec, c Connection) (lease.Source, error) {
+			return h.open(p, spec, c.Source)
 		},
 		Lock: LockConfig{
 			Client: client, Namespace: namespace, Name: "lock", Identity: fmt.Sprintf("process-%d", len(h.procs)),

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"github.com/lighterman-dev/lighterman/dispatcher/annotation"
@@ -30,6 +31,8 @@ import (
 type lane struct {
 	laneDeps
 	source lease.Source
+	// confirmer is the source, where its settlements are not final at once; nil where they are.
+	confirmer lease.Confirmer
 	// identity is the source's.
 	identity string
 	traits   lease.Traits
@@ -51,18 +54,27 @@ type lane struct {
 	busy     int    // settlements under way or due for another try
 	toMark   []mark // settled Jobs
 	marking  int    // marks under way or due for another try
-	starts   []start
-	stalled  string    // why Jobs do not start; empty while they do
-	blocked  error     // why the API server takes no Job of the template; nil when it does
-	refusals int       // Jobs in a row that were refused
-	created  int       // Jobs that were created or adopted so far
-	outage   bool      // the last creation that ended failed in passing
-	scoutAt  time.Time // when a message may be received all the same
+	// marks are the Jobs that are to be marked, or are being marked, by UID.
+	marks map[types.UID]struct{}
+	// unconfirmed is what became of the messages that are settled, and may come again all the same; confirmed says that no more is waited for.
+	unconfirmed map[string]outcome
+	confirmed   bool
+	starts      []start
+	stalled     string    // why Jobs do not start; empty while they do
+	blocked     error     // why the API server takes no Job of the template; nil when it does
+	refusals    int       // Jobs in a row that were refused
+	created     int       // Jobs that were created or adopted so far
+	outage      bool      // the last creation that ended failed in passing
+	scoutAt     time.Time // when a message may be received all the same
 	// outageTold says that the outage was reported and no creation has succeeded since.
 	outageTold bool
 	retired    bool // receives nothing more, and ends with its last task
 	stopping   bool // launches nothing more
 	stoppedAt  time.Time
+
+	// heldBackBy is the message that holds others back, since heldBackSince. They are readBacklog's.
+	heldBackBy    string
+	heldBackSince time.Time
 
 	quit     chan struct{} // closed by stop
 	stopOnce sync.Once
@@ -112,9 +124,12 @@ func newLane(deps laneDeps, source lease.Source, s *settings) *lane {
 		wakeProvide: make(chan struct{}, 1),
 		wakeCatchUp: make(chan struct{}, 1),
 		tasks:       make(map[string]*task),
+		marks:       make(map[types.UID]struct{}),
+		unconfirmed: make(map[string]outcome),
 		quit:        make(chan struct{}),
 		done:        make(chan struct{}),
 	}
+	l.confirmer, _ = source.(lease.Confirmer)
 	l.keeper = lease.NewKeeper(source, lease.KeeperConfig{Lost: l.lost, Renewed: l.renewed})
 	l.settings.Store(s)
 	return l
@@ -209,7 +224,12 @@ func (l *lane) run(ctx context.Context) {
 	var renewing, reading, working, ending sync.WaitGroup
 	keeping, stopKeeping := context.WithCancel(context.WithoutCancel(ctx))
 	renewing.Go(func() { l.keeper.Run(keeping) })
-	ending.Go(func() { l.settle(drain) })
+	settled := make(chan struct{})
+	ending.Go(func() {
+		defer close(settled)
+		l.settle(drain)
+	})
+	ending.Go(func() { l.confirm(drain, settled) })
 	ending.Go(func() { l.mark(drain) })
 
 	l.follow()

@@ -239,6 +239,13 @@ func (l *shardLock) fence() string {
 	return fence.Value(l.cfg.Namespace, l.LeaseMeta.Name, l.term)
 }
 
+// level is what those who take part in something are told apart by: those of a later term have a higher one.
+func (l *shardLock) level() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return int64(l.term) + 1
+}
+
 // noTerm is a fence that no term has.
 func (l *shardLock) noTerm() string { return fence.Value(l.cfg.Namespace, l.LeaseMeta.Name, -1) }
 

@@ -52,12 +52,22 @@ func (l *lane) mark(ctx context.Context) {
 	}
 }
 
+// markLater has a Job marked, once. The caller holds the mutex.
+func (l *lane) markLater(job *batchv1.Job, o outcome) {
+	if _, ok := l.marks[job.UID]; ok {
+		return
+	}
+	l.marks[job.UID] = struct{}{}
+	l.toMark = append(l.toMark, mark{job: job, outcome: o})
+	wake(l.wakeMark)
+}
+
 func (l *lane) nextMark() (next mark, ok, finished bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.toMark) == 0 {
 		l.toMark = nil // do not keep the array of a busy hour
-		return mark{}, false, l.stopping && l.busy == 0 && l.marking == 0 && len(l.toSettle) == 0
+		return mark{}, false, l.stopping && l.busy == 0 && l.marking == 0 && len(l.toSettle) == 0 && l.confirmed
 	}
 	next = l.toMark[0]
 	l.toMark = l.toMark[1:]
@@ -70,7 +80,7 @@ func (l *lane) markOne(ctx context.Context, m mark) {
 	err := l.launcher.MarkSettled(callCtx, m.job, string(m.outcome), l.keep(m.job))
 	cancel()
 	if err == nil || ctx.Err() != nil {
-		l.marked(nil)
+		l.marked(m, false)
 		return
 	}
 	l.metrics.Error(metrics.StageMark, jobs.Class(err))
@@ -80,15 +90,17 @@ func (l *lane) markOne(ctx context.Context, m mark) {
 	if m.failures == tellMarkAfter {
 		l.report.problem(l.settings.Load().object, markProblem(err))
 	}
-	time.AfterFunc(delay, func() { l.marked(&m) })
+	time.AfterFunc(delay, func() { l.marked(m, true) })
 }
 
-// marked ends one mark's turn; again is to be tried again.
-func (l *lane) marked(again *mark) {
+// marked ends one mark's turn.
+func (l *lane) marked(m mark, tryAgain bool) {
 	l.mu.Lock()
 	l.marking--
-	if again != nil {
-		l.toMark = append(l.toMark, *again)
+	if tryAgain {
+		l.toMark = append(l.toMark, m)
+	} else {
+		delete(l.marks, m.job.UID)
 	}
 	l.mu.Unlock()
 	wake(l.wakeMark)
@@ -116,9 +128,8 @@ func (l *lane) markGone(emptyAt, before time.Time) {
 			continue
 		}
 		delete(l.packs.records, job.Name)
-		l.toMark = append(l.toMark, mark{job: job, outcome: gone})
+		l.markLater(job, gone)
 	}
-	wake(l.wakeMark)
 }
 
 // clockSkew is by how much the clocks of the API server and ours may differ.

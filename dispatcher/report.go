@@ -46,6 +46,9 @@ const (
 	aboutStalled  about = "stalled"
 	aboutVerdict  about = "verdict"
 	aboutSecret   about = "secret"
+	aboutPart     about = "part"
+	aboutReset    about = "reset"
+	aboutHeldBack about = "held back"
 )
 
 // told is what was said last.
@@ -307,4 +310,25 @@ func sourceProblem(spec *annotation.Spec, err error) problem {
 		p.text = fmt.Sprintf("%s=%q cannot be reached and is tried again: %v", spec.EntityKey(), spec.Entity(), err)
 	}
 	return p
+}
+
+// partitionProblem says what to do about a part of a source that fails while others do not.
+func partitionProblem(spec *annotation.Spec, err error) problem {
+	p := sourceProblem(spec, err)
+	p.about, p.reason = aboutPart, "PartitionUnavailable"
+	return p
+}
+
+// noticeProblem tells of something that has happened to a source, and is over.
+func noticeProblem(err error) problem {
+	return problem{about: aboutReset, key: err.Error(), reason: "SourceReset", text: err.Error()}
+}
+
+func heldBackProblem(b lease.Backlog, held time.Duration) problem {
+	text := fmt.Sprintf("message %s is not settled after %v, and %d that came after it and are settled wait for it: the checkpoint cannot pass it, and their Jobs "+
+		"stay until then; look at its Job, and give its Jobs an activeDeadlineSeconds so that one that hangs fails", b.HeldBackBy, held.Round(time.Second), b.HeldBack)
+	if b.HeldBackFull {
+		text += "; so many wait that no more are received from its partition"
+	}
+	return problem{about: aboutHeldBack, key: b.HeldBackBy, reason: "CheckpointHeldBack", text: text}
 }

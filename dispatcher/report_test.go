@@ -100,7 +100,7 @@ func TestVaryingTextsAreOneProblem(t *testing.T) {
 				}
 				h.start(func(c *Config) {
 					open := c.OpenSource
-					c.OpenSource = func(spec *annotation.Spec, connection string) (lease.Source, error) {
+					c.OpenSource = func(spec *annotation.Spec, connection Connection) (lease.Source, error) {
 						s, err := open(spec, connection)
 						if err == nil && test.source != nil {
 							s = test.source(s)

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/lighterman-dev/lighterman/jobs"
 	"github.com/lighterman-dev/lighterman/lease"
 	"github.com/lighterman-dev/lighterman/metrics"
 )
@@ -278,20 +277,12 @@ func (l *lane) afterSettling(c claim) {
 		if c.outcome == poisoned {
 			s := l.settings.Load()
 			l.log.Info("message poisoned", "message_id", t.key(), "attempt", t.attempt, "job", c.job, "reason", c.reason,
-				"destination", s.spec.PoisonQueue)
-			l.report.poisoned(s.object, s.spec.PoisonQueue, t.key(), c.settlement)
+				"destination", s.spec.Poison())
+			l.report.poisoned(s.object, s.spec.Poison(), t.key(), c.settlement)
 		}
 		t.recordLost = false
 		l.remove(t)
-		for _, job := range l.tracker.OfMessage(l.identity, t.key()) {
-			if job.Labels[jobs.LabelSettled] != "" {
-				continue
-			}
-			if o, all := l.packSettled(job, c.outcome); all {
-				l.toMark = append(l.toMark, mark{job: job, outcome: o})
-			}
-		}
-		wake(l.wakeMark)
+		l.settledFor(t.key(), c.outcome)
 	case requeued:
 		level := slog.LevelInfo
 		if t.pack != nil {

@@ -55,8 +55,8 @@ func (w *simulation) start(number int) {
 	w.mu.Unlock()
 	d, err := New(Config{
 		Client: client,
-		OpenSource: func(spec *annotation.Spec, connectionString string) (lease.Source, error) {
-			return w.open(p, spec, connectionString)
+		OpenSource: func(spec *annotation.Spec, c Connection) (lease.Source, error) {
+			return w.open(p, spec, c.Source)
 		},
 		Lock: LockConfig{
 			Client: client, Namespace: namespace, Name: "lock", Identity: p.identity, Shards: w.shards, LeaseDuration: w.lock,

@@ -60,7 +60,7 @@ var obstacles = []string{
 
 // classes are the kinds of failure: those of package lease, and those of the Kubernetes API.
 var classes = []string{
-	"canceled", "conflict", "fenced", "forbidden", "foreign", "invalid", "lost", "not_found", classOther, "payload", "throttled", "timeout",
+	"canceled", "conflict", "fenced", "forbidden", "foreign", "invalid", "lost", "not_found", classOther, "payload", "reset", "throttled", "timeout",
 	"unauthorized", "unavailable", "unreadable",
 }
 
@@ -82,6 +82,8 @@ type Metrics struct {
 	state         *prometheus.GaugeVec
 	backlog       *prometheus.GaugeVec
 	backlogLeased *prometheus.GaugeVec
+	unconfirmed   *prometheus.GaugeVec
+	heldBack      *prometheus.GaugeVec
 	inFlight      *prometheus.GaugeVec
 	maxInFlight   *prometheus.GaugeVec
 	pending       *prometheus.GaugeVec
@@ -128,6 +130,10 @@ func New(reg prometheus.Registerer) *Metrics {
 		"Messages that the source holds and that are not completed: visible, leased and delayed, as last read.")
 	m.backlogLeased = d.templateGauge("backlog_leased_messages",
 		"How many of the backlog are leased or delayed, as last read. No series where the source cannot tell.")
+	m.unconfirmed = d.templateGauge("unconfirmed_messages",
+		"Messages that are settled and that no checkpoint has passed, so that a crash has them delivered again, as last read. No series where a source has no checkpoints.")
+	m.heldBack = d.templateGauge("held_back_messages",
+		"How many of the unconfirmed messages wait for an older one that is not settled, as last read. No series where a source has no checkpoints.")
 	m.inFlight = d.templateGauge("in_flight_tasks", "Tasks between the receipt of their message and its settlement.")
 	m.maxInFlight = d.templateGauge("max_in_flight_tasks", "The limit of tasks in flight that the template sets.")
 
@@ -250,6 +256,12 @@ func (t *Template) SetBacklog(messages, leased int64) {
 		return
 	}
 	t.m.backlogLeased.With(t.labels).Set(float64(leased))
+}
+
+// SetUnconfirmed records how many settled messages no checkpoint has passed, and how many of them wait for an older one.
+func (t *Template) SetUnconfirmed(unconfirmed, heldBack int64) {
+	t.m.unconfirmed.With(t.labels).Set(float64(unconfirmed))
+	t.m.heldBack.With(t.labels).Set(float64(heldBack))
 }
 
 // SetStalled records how many tasks do not start, and what the pods of the oldest wait for; none, where the reason is empty.

@@ -150,6 +150,7 @@ func TestDefinitionsHold(t *testing.T) {
 	m.SetFenced("lighterman-0", true)
 	template := m.Template("shop", "job/thumbs")
 	template.SetBacklog(1, 1)
+	template.SetUnconfirmed(1, 1)
 	template.Error(metrics.StageExtend, "lost")
 
 	problems, err := testutil.GatherAndLint(reg)

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 
+	"github.com/lighterman-dev/lighterman/dispatcher"
 	"github.com/lighterman-dev/lighterman/dispatcher/annotation"
 	"github.com/lighterman-dev/lighterman/lease"
 	"github.com/lighterman-dev/lighterman/lease/redisstreams"
@@ -10,18 +11,18 @@ import (
 )
 
 // openSource makes the source that a set of annotations names. A new source is one more case here.
-func openSource(spec *annotation.Spec, connectionString string) (lease.Source, error) {
+func openSource(spec *annotation.Spec, c dispatcher.Connection) (lease.Source, error) {
 	switch spec.Source {
 	case annotation.SourceAzureStorageQueue:
 		return storagequeue.New(storagequeue.Config{
-			ConnectionString: connectionString,
+			ConnectionString: c.Source,
 			Queue:            spec.Queue,
 			PoisonQueue:      spec.PoisonQueue,
 			LeaseDuration:    spec.LeaseDuration,
 		})
 	case annotation.SourceRedisStreams:
 		return redisstreams.New(redisstreams.Config{
-			ConnectionString: connectionString,
+			ConnectionString: c.Source,
 			Stream:           spec.Stream,
 			Group:            spec.ConsumerGroup,
 			PoisonStream:     spec.PoisonQueue,

@@ -12,6 +12,7 @@
 package annotation
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 	"time"
@@ -45,19 +46,25 @@ const (
 	KeyNamespace        = "namespace"
 	KeyServiceAccount   = "service-account"
 	KeyPoisonQueue      = "poison-queue"
-	KeyMaxInFlight      = "max-in-flight"
-	KeyJobsPerSecond    = "jobs-per-second"
-	KeyMaxPending       = "max-pending"
-	KeyStartTimeout     = "start-timeout"
-	KeyTasksPerJob      = "tasks-per-job"
-	KeyBatchWait        = "batch-wait"
-	KeyPayload          = "payload"
-	KeyMessageEncoding  = "message-encoding"
-	KeyLeaseDuration    = "lease-duration"
-	KeyMaxAttempts      = "max-attempts"
-	KeyRetryBackoff     = "retry-backoff"
-	KeyPriority         = "priority"
-	KeyPaused           = "paused"
+	KeyPoisonEventHub   = "poison-event-hub"
+	KeyStartPosition    = "start-position"
+
+	KeyCheckpointSecret    = "checkpoint-secret"
+	KeyCheckpointContainer = "checkpoint-container"
+
+	KeyMaxInFlight     = "max-in-flight"
+	KeyJobsPerSecond   = "jobs-per-second"
+	KeyMaxPending      = "max-pending"
+	KeyStartTimeout    = "start-timeout"
+	KeyTasksPerJob     = "tasks-per-job"
+	KeyBatchWait       = "batch-wait"
+	KeyPayload         = "payload"
+	KeyMessageEncoding = "message-encoding"
+	KeyLeaseDuration   = "lease-duration"
+	KeyMaxAttempts     = "max-attempts"
+	KeyRetryBackoff    = "retry-backoff"
+	KeyPriority        = "priority"
+	KeyPaused          = "paused"
 )
 
 // Spec is what one set of annotations asks for: one source, and how its messages are dispatched. Defaults are filled in.
@@ -67,11 +74,19 @@ type Spec struct {
 	// Source is one of the Source constants. It decides which of the next fields are set.
 	Source        string
 	Queue         string
+	EventHub      string
 	Stream        string
 	ConsumerGroup string
 
 	ConnectionSecret SecretKey
-	PoisonQueue      string
+	// PoisonQueue is where poisoned messages go, but for those of an event hub that has a PoisonEventHub.
+	PoisonQueue    string
+	PoisonEventHub string
+
+	// CheckpointSecret and CheckpointContainer are where the checkpoints of an event hub are kept, and Start is where to begin without one.
+	CheckpointSecret    SecretKey
+	CheckpointContainer string
+	Start               StartPosition
 
 	MaxInFlight int
 	// JobsPerSecond is 0 where there is no limit, as is MaxPending.
@@ -109,6 +124,14 @@ type Backoff struct {
 	Min, Max time.Duration
 }
 
+// StartPosition is where to begin in a partition of an event hub that has no checkpoint. The zero value is its oldest event.
+type StartPosition struct {
+	// Latest is after the newest event.
+	Latest bool
+	// At is with the events that were enqueued at that time or later; zero where it is not a time.
+	At time.Time
+}
+
 // Key is the full annotation key that stands for name (one of the Key constants) in this set, for messages to the user. It
 // names the key where the user would write it, whether or not it is there.
 func (s *Spec) Key(name string) string { return fullKey(s.Set, name) }
@@ -124,12 +147,10 @@ func (s *Spec) EntityKey() string {
 }
 
 // Entity is the name of the queue, hub or stream.
-func (s *Spec) Entity() string {
-	if s.Stream != "" {
-		return s.Stream
-	}
-	return s.Queue
-}
+func (s *Spec) Entity() string { return cmp.Or(s.Stream, s.EventHub, s.Queue) }
+
+// Poison is the name of what poisoned messages are moved to.
+func (s *Spec) Poison() string { return cmp.Or(s.PoisonEventHub, s.PoisonQueue) }
 
 // IsOurs takes the key of an annotation or label apart: the set's name (empty for plain keys) and what follows the slash. ok is
 // false where the key is not below our prefix.

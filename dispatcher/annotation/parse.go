@@ -165,10 +165,7 @@ func (p *parser) spec(set string) *Spec {
 
 // cross judges what no key can be refused for by itself. A field is zero where the value was refused already.
 func (p *parser) cross(s *Spec) {
-	if s.PoisonQueue != "" && s.PoisonQueue == s.Entity() {
-		p.fail(s.Key(KeyPoisonQueue), s.PoisonQueue, "names the very source that bad messages are to be moved out of",
-			"write another name, or leave it out")
-	}
+	p.crossPoison(s)
 	if s.TasksPerJob <= 1 {
 		return
 	}
@@ -183,6 +180,24 @@ func (p *parser) cross(s *Spec) {
 				"cannot poison its neighbours", KeyTasksPerJob, s.TasksPerJob),
 			fmt.Sprintf(`write "2" or more, or set %s to "1"`, s.Key(KeyTasksPerJob)))
 	}
+}
+
+// crossPoison judges where bad messages go. An event hub's name and a queue's never mean the same.
+func (p *parser) crossPoison(s *Spec) {
+	key, name := KeyPoisonQueue, s.PoisonQueue
+	if s.Source == SourceAzureEventHubs {
+		key, name = KeyPoisonEventHub, s.PoisonEventHub
+	}
+	if name != "" && name == s.Entity() {
+		p.fail(s.Key(key), name, "names the very source that bad messages are to be moved out of", "write another name, or leave it out")
+	}
+	if s.PoisonEventHub == "" {
+		return
+	}
+	if _, both := p.sets[s.Set][KeyPoisonQueue]; both {
+		p.fail(s.Key(KeyPoisonQueue), s.PoisonQueue, "does not go with "+s.Key(KeyPoisonEventHub)+": an event is copied to one place", "remove one of the two")
+	}
+	s.PoisonQueue = ""
 }
 
 // onlyDefaults reports whether a set without a source is the plain one and there only for the named ones.
@@ -222,6 +237,9 @@ func (p *parser) resolve(set string, row *Row) (v value, ok bool) {
 	if !ok {
 		return value{}, false
 	}
+	if row.tidy != nil {
+		text = row.tidy(text)
+	}
 	v, err := row.parse(text)
 	if err != nil {
 		p.fail(key, "", fmt.Sprintf("is missing, and its default %q %s", text, err.Problem), "set "+key)
@@ -248,9 +266,6 @@ func (p *parser) missing(set string, rows []*Row) {
 		remedy := fmt.Sprintf("add it, with a value such as %q", row.Example)
 		if row.Type == TypeWord {
 			remedy = "add it, with one of the values " + strings.Join(row.Values, ", ")
-			if row.Limited {
-				remedy = "add it, with one of the values " + strings.Join(row.Accepts, ", ")
-			}
 		}
 		p.fail(fullKey(set, row.Key), "", "is missing", remedy)
 	}

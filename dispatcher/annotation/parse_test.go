@@ -31,6 +31,15 @@ func streamTemplate(changes map[string]string) map[string]string {
 	}, changes)
 }
 
+func hubTemplate(changes map[string]string) map[string]string {
+	return changed(map[string]string{
+		"lighterman.dev/source":            "azure-event-hubs",
+		"lighterman.dev/event-hub":         "Orders.v1",
+		"lighterman.dev/connection-secret": "hub/connection-string",
+		"lighterman.dev/checkpoint-secret": "checkpoints/connection-string",
+	}, changes)
+}
+
 func changed(base, changes map[string]string) map[string]string {
 	for key, v := range changes {
 		if !strings.Contains(key, "/") {
@@ -76,6 +85,18 @@ func streamSpec(change func(*annotation.Spec)) *annotation.Spec {
 	})
 }
 
+func hubSpec(change func(*annotation.Spec)) *annotation.Spec {
+	return streamSpec(func(s *annotation.Spec) {
+		s.Source, s.Stream, s.EventHub, s.ConsumerGroup = annotation.SourceAzureEventHubs, "", "Orders.v1", "$Default"
+		s.ConnectionSecret = annotation.SecretKey{Name: "hub", Key: "connection-string"}
+		s.CheckpointSecret = annotation.SecretKey{Name: "checkpoints", Key: "connection-string"}
+		s.CheckpointContainer, s.PoisonQueue = "lighterman-checkpoints", "orders-v1-poison"
+		if change != nil {
+			change(s)
+		}
+	})
+}
+
 func TestParse(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
@@ -90,6 +111,25 @@ func TestParse(t *testing.T) {
 		"defaults of a stream": {
 			annotations: streamTemplate(nil),
 			want:        []*annotation.Spec{streamSpec(nil)},
+		},
+		"defaults of an event hub": {
+			annotations: hubTemplate(nil),
+			want:        []*annotation.Spec{hubSpec(nil)},
+		},
+		"an event hub": {
+			annotations: hubTemplate(map[string]string{
+				"consumer-group": "lighterman", "poison-event-hub": "Bad.v1", "checkpoint-container": "progress", "start-position": "2026-11-01T12:00:00+02:00",
+			}),
+			want: []*annotation.Spec{hubSpec(func(s *annotation.Spec) {
+				s.ConsumerGroup, s.PoisonEventHub, s.PoisonQueue, s.CheckpointContainer = "lighterman", "Bad.v1", "", "progress"
+				s.Start.At = time.Date(2026, 11, 1, 10, 0, 0, 0, time.UTC)
+			})},
+		},
+		"an event hub from its end, with a long name": {
+			annotations: hubTemplate(map[string]string{"start-position": "latest", "event-hub": "A_" + strings.Repeat("b", 80)}),
+			want: []*annotation.Spec{hubSpec(func(s *annotation.Spec) {
+				s.EventHub, s.PoisonQueue, s.Start.Latest = "A_"+strings.Repeat("b", 80), "a-"+strings.Repeat("b", 54)+"-poison", true
+			})},
 		},
 		"everything said": {
 			annotations: queueTemplate(map[string]string{
@@ -208,12 +248,12 @@ func TestParseMistakes(t *testing.T) {
 			want: []string{
 				`lighterman.dev/fence="a/1" is not an annotation that is known; remove it`,
 				`thumbs.lighterman.dev/colour="red" is not an annotation that is known; remove it`,
-				`thumbs.lighterman.dev/source is missing; add it, with one of the values azure-storage-queue, redis-streams`,
+				`thumbs.lighterman.dev/source is missing; add it, with one of the values azure-storage-queue, azure-event-hubs, redis-streams`,
 			},
 		},
 		"no source": {
 			annotations: queueTemplate(map[string]string{"source": ""}),
-			want:        []string{`lighterman.dev/source is missing; add it, with one of the values azure-storage-queue, redis-streams`},
+			want:        []string{`lighterman.dev/source is missing; add it, with one of the values azure-storage-queue, azure-event-hubs, redis-streams`},
 		},
 		"no source beside a named set": {
 			annotations: queueTemplate(map[string]string{
@@ -222,7 +262,7 @@ func TestParseMistakes(t *testing.T) {
 				"a.lighterman.dev/stream":            "s",
 				"a.lighterman.dev/connection-secret": "redis/url",
 			}),
-			want: []string{`lighterman.dev/source is missing; add it, with one of the values azure-storage-queue, redis-streams`},
+			want: []string{`lighterman.dev/source is missing; add it, with one of the values azure-storage-queue, azure-event-hubs, redis-streams`},
 		},
 		"unknown source": {
 			annotations: queueTemplate(map[string]string{"source": "azure-storage-queues"}),
@@ -234,12 +274,22 @@ func TestParseMistakes(t *testing.T) {
 			want: []string{`lighterman.dev/source="sqs" is none of the words azure-storage-queue, azure-event-hubs, redis-streams; ` +
 				`write one of them`},
 		},
-		"source of a later version": {
+		"event hub without checkpoints": {
 			annotations: map[string]string{
 				"lighterman.dev/source": "azure-event-hubs", "lighterman.dev/event-hub": "tasks",
 				"lighterman.dev/connection-secret": "hub/connection-string",
 			},
-			want: []string{`lighterman.dev/source="azure-event-hubs" is not supported by this version yet; use azure-storage-queue or redis-streams`},
+			want: []string{`lighterman.dev/checkpoint-secret is missing; add it, with a value such as "checkpoints/connection-string"`},
+		},
+		"event hub poisoned to itself": {
+			annotations: hubTemplate(map[string]string{"poison-event-hub": "Orders.v1"}),
+			want: []string{`lighterman.dev/poison-event-hub="Orders.v1" names the very source that bad messages are to be moved out of; ` +
+				`write another name, or leave it out`},
+		},
+		"two places for poison": {
+			annotations: hubTemplate(map[string]string{"poison-event-hub": "bad", "poison-queue": "bad"}),
+			want: []string{`lighterman.dev/poison-queue="bad" does not go with lighterman.dev/poison-event-hub: an event is copied to one place; ` +
+				`remove one of the two`},
 		},
 		"nothing but a source": {
 			annotations: map[string]string{"thumbs.lighterman.dev/source": "azure-storage-queue"},

@@ -38,7 +38,7 @@ value and remedy, its messages stay where they are, and it goes on by itself onc
 `
 
 const referenceTail = `
-¹ This version accepts less; see the last column.
+¹ Not in this version; see the last column.
 
 ## How long finished Jobs stay
 
@@ -117,6 +117,8 @@ func valueText(row annotation.Row) string {
 		text = fmt.Sprintf("two durations, `%s` to `%s`, as in `%s`", row.Min, row.Max, row.Example)
 	case annotation.TypeBool:
 		text = "`true`, `false`"
+	case annotation.TypePosition:
+		text = "`" + strings.Join(row.Values, "`, `") + "`, or a time as in `" + row.Example + "`"
 	case annotation.TypeSecretKey:
 		text = "as in `" + row.Example + "`"
 	}
@@ -147,9 +149,6 @@ func meaningText(row annotation.Row) string {
 	text := row.Doc
 	if !row.Limited {
 		return text
-	}
-	if len(row.Accepts) > 0 {
-		return text + " In this version only `" + strings.Join(row.Accepts, "`, `") + "`."
 	}
 	return text + " Not in this version: " + row.Instead + "."
 }

@@ -21,6 +21,8 @@ const (
 	TypeDurations Type = "durations"
 	// TypeBool is true or false.
 	TypeBool Type = "bool"
+	// TypePosition is one of a few fixed words, or a point in time as in RFC 3339.
+	TypePosition Type = "position"
 	// TypeSecretKey is the name of a Secret and one of its keys, with a slash between them.
 	TypeSecretKey Type = "secret-key"
 )
@@ -40,7 +42,7 @@ type Row struct {
 	Sources []string
 
 	Type Type
-	// Values are the words of a TypeWord.
+	// Values are the words of a TypeWord or a TypePosition.
 	Values []string
 	// Pattern is a regular expression (RE2) that the whole value must match; of rows with type TypeText only, since
 	// Grammar gives it for all others.
@@ -59,10 +61,8 @@ type Row struct {
 	// Shared says that named sets take the plain key where they have none of their own.
 	Shared bool
 
-	// Limited says that this version does not yet accept all that the contract admits, but only Accepts; nothing at all
-	// where that is empty. Instead says what to do meanwhile.
+	// Limited says that this version does not accept the key yet. Instead says what to do meanwhile.
 	Limited bool
-	Accepts []string
 	Instead string
 
 	// Doc is what the annotation means, in a sentence or two.
@@ -70,6 +70,8 @@ type Row struct {
 	// Example is a value that Parse accepts; empty where it accepts none.
 	Example string
 
+	// tidy makes a default of what was put together for it; nil where that is one.
+	tidy func(string) string
 	// entity marks the key that names the queue, hub or stream itself.
 	entity bool
 	// set writes the value to its field of Spec. Nil where this version accepts nothing but the default, so that there is no
@@ -85,10 +87,18 @@ func (r *Row) appliesToSource(source string) bool {
 const (
 	// Azure's rules for the names of queues: https://learn.microsoft.com/rest/api/storageservices/naming-queues-and-metadata
 	queueName = `[a-z0-9]+(-[a-z0-9]+)*`
+	// Azure's rules for the names of event hubs: https://learn.microsoft.com/azure/azure-resource-manager/management/resource-name-rules
+	hubName = `[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?`
 	// Redis takes any bytes as a key. White space around a name is always a mistake, and so are control characters in it.
 	redisName = `[^\pC\s]([^\pC]*[^\pC\s])?`
 	// A DNS subdomain: what Kubernetes demands of the names of Secrets and ServiceAccounts.
 	objectName = `[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*`
+)
+
+// The words of the key start-position.
+const (
+	earliest = "earliest"
+	latest   = "latest"
 )
 
 var (
@@ -106,11 +116,9 @@ var table = []Row{
 		Key: KeySource, Kinds: templates, Type: TypeWord,
 		Values:   []string{SourceAzureStorageQueue, SourceAzureEventHubs, SourceRedisStreams},
 		Required: true,
-		Limited:  true, Accepts: []string{SourceAzureStorageQueue, SourceRedisStreams},
-		Instead: "use " + SourceAzureStorageQueue + " or " + SourceRedisStreams,
-		Doc:     "What kind of source the messages come from.",
-		Example: SourceAzureStorageQueue,
-		set:     func(s *Spec, v value) { s.Source = v.text },
+		Doc:      "What kind of source the messages come from.",
+		Example:  SourceAzureStorageQueue,
+		set:      func(s *Spec, v value) { s.Source = v.text },
 	},
 	{
 		Key: KeyQueue, Kinds: templates, Sources: storageQueue, Type: TypeText,
@@ -123,11 +131,12 @@ var table = []Row{
 	},
 	{
 		Key: KeyEventHub, Kinds: templates, Sources: eventHubs, Type: TypeText,
-		Pattern: `[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?`, MinLength: 1, MaxLength: 256,
+		Pattern: hubName, MinLength: 1, MaxLength: 256,
 		Required: true,
 		Doc:      "The name of the event hub. It must exist.",
 		Example:  "tasks",
 		entity:   true,
+		set:      func(s *Spec, v value) { s.EventHub = v.text },
 	},
 	{
 		Key: KeyStream, Kinds: templates, Sources: redisStreams, Type: TypeText,
@@ -142,8 +151,10 @@ var table = []Row{
 		Key: KeyConsumerGroup, Kinds: templates, Sources: eventHubs, Type: TypeText,
 		Pattern: `\$Default|[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?`, MinLength: 1, MaxLength: 50,
 		Default: "$Default",
-		Doc:     "The consumer group that this template reads as. No two templates may share one.",
+		Doc: "The consumer group that this template reads as. It must exist. No two templates may share one, and no other program may read as it: " +
+			"whoever else does is cut off.",
 		Example: "lighterman",
+		set:     func(s *Spec, v value) { s.ConsumerGroup = v.text },
 	},
 	{
 		Key: KeyConsumerGroup, Kinds: templates, Sources: redisStreams, Type: TypeText,
@@ -197,6 +208,48 @@ var table = []Row{
 			"needed.",
 		Example: "tasks:poison",
 		set:     func(s *Spec, v value) { s.PoisonQueue = v.text },
+	},
+	{
+		Key: KeyPoisonQueue, Kinds: templates, Sources: eventHubs, Type: TypeText,
+		Pattern: queueName, MinLength: 3, MaxLength: 63,
+		Default: "<" + KeyEventHub + ">-poison", tidy: tidyQueueName,
+		Doc: "The Azure Storage queue, in the account of `checkpoint-secret`, that an event is copied to after its last attempt, or when it cannot be " +
+			"carried. It is created when first needed. Characters of the event hub's name that a queue's cannot have become hyphens in the default.",
+		Example: "tasks-poison",
+		set:     func(s *Spec, v value) { s.PoisonQueue = v.text },
+	},
+	{
+		Key: KeyPoisonEventHub, Kinds: templates, Sources: eventHubs, Type: TypeText,
+		Pattern: hubName, MinLength: 1, MaxLength: 256,
+		Doc:     "The event hub, in the same namespace, that such events are copied to instead of a queue. It must exist.",
+		Example: "tasks-poison",
+		set:     func(s *Spec, v value) { s.PoisonEventHub = v.text },
+	},
+	{
+		Key: KeyCheckpointSecret, Kinds: templates, Sources: eventHubs, Type: TypeSecretKey,
+		Required: true,
+		Doc: "The Secret that holds the connection string of the storage account where checkpoints are kept, and the key under which it does, as " +
+			"`name/key`. The Secret is in the namespace of the annotated object.",
+		Example: "checkpoints/connection-string",
+		set:     func(s *Spec, v value) { s.CheckpointSecret = v.secretKey },
+	},
+	{
+		Key: KeyCheckpointContainer, Kinds: templates, Sources: eventHubs, Type: TypeText,
+		Pattern: queueName, MinLength: 3, MaxLength: 63,
+		Default: "lighterman-checkpoints",
+		Doc:     "The blob container where checkpoints are kept, in the form of Azure's own libraries. It is created if it is missing.",
+		Example: "lighterman-checkpoints",
+		set:     func(s *Spec, v value) { s.CheckpointContainer = v.text },
+	},
+	{
+		Key: KeyStartPosition, Kinds: templates, Sources: eventHubs, Type: TypePosition, Values: []string{earliest, latest},
+		Default: earliest,
+		Doc: "Where to begin in a partition that has no checkpoint: with its oldest event, after its newest, or with the events that were enqueued at a time " +
+			"or later. Events before such a time are passed over whatever the checkpoint says.",
+		Example: "2026-11-01T00:00:00Z",
+		set: func(s *Spec, v value) {
+			s.Start = StartPosition{Latest: v.text == latest, At: v.time}
+		},
 	},
 	{
 		Key: KeyMaxInFlight, Kinds: templates, Type: TypeInteger, Min: "1", Max: "1000000",

@@ -14,6 +14,7 @@ const (
 	integerPattern   = `-?(0|[1-9][0-9]*)`
 	numberPattern    = `(0|[1-9][0-9]*)(\.[0-9]+)?`
 	durationPattern  = `([0-9]+(\.[0-9]+)?(ms|s|m|h))+`
+	timePattern      = `[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})`
 	secretKeyPattern = objectName + `/[-._a-zA-Z0-9]+`
 )
 
@@ -34,6 +35,8 @@ func (r *Row) Grammar() string {
 		pattern = durationPattern + `\.\.` + durationPattern
 	case TypeBool:
 		pattern = "true|false"
+	case TypePosition:
+		pattern = strings.Join(r.Values, "|") + "|" + timePattern
 	case TypeSecretKey:
 		pattern = secretKeyPattern
 	}
@@ -51,6 +54,7 @@ type value struct {
 	duration  time.Duration
 	backoff   Backoff
 	bool      bool
+	time      time.Time
 	secretKey SecretKey
 }
 
@@ -60,7 +64,7 @@ func (r *Row) parse(text string) (value, *Error) {
 		return value{}, &Error{Problem: r.expected(), Remedy: r.remedy(text)}
 	}
 	v, problem := r.convert(text)
-	if problem == "" && r.Limited && !slices.Contains(r.Accepts, text) {
+	if problem == "" && r.Limited {
 		return value{}, &Error{Problem: "is not supported by this version yet", Remedy: r.Instead}
 	}
 	if problem != "" {
@@ -99,6 +103,15 @@ func (r *Row) convert(text string) (v value, problem string) {
 		}
 	case TypeBool:
 		v.bool = text == "true"
+	case TypePosition:
+		if slices.Contains(r.Values, text) {
+			break
+		}
+		at, err := time.Parse(time.RFC3339, text)
+		if err != nil {
+			return v, "is a time that no calendar has"
+		}
+		v.time = at.UTC() // so that equal times are equal to ==
 	case TypeSecretKey:
 		name, key, _ := strings.Cut(text, "/")
 		v.secretKey = SecretKey{Name: name, Key: key}
@@ -144,6 +157,8 @@ func (r *Row) expected() string {
 		what = "is not two durations with two dots between them"
 	case TypeBool:
 		what = "is neither true nor false"
+	case TypePosition:
+		what = "is none of the words " + strings.Join(r.Values, ", ") + ", nor a time as in " + r.Example
 	case TypeSecretKey:
 		what = "is not of the form name/key, which names a Secret and a key in it"
 	}
@@ -175,6 +190,8 @@ func (r *Row) remedy(text string) string {
 		return fmt.Sprintf("write the shorter first, both from %s to %s, such as %q", r.Min, r.Max, r.Example)
 	case TypeBool:
 		return `write "true" or "false"`
+	case TypePosition:
+		return fmt.Sprintf("write %s, or a time such as %q", strings.Join(r.Values, ", "), r.Example)
 	case TypeText, TypeSecretKey:
 	}
 	if r.Example == "" {
@@ -228,3 +245,16 @@ func distance(a, b string, limit int) int {
 	}
 	return previous[len(b)]
 }
+
+// tidyQueueName makes the name of an Azure Storage queue of that of something else: in small letters, with hyphens for what it cannot have, and not too long.
+func tidyQueueName(text string) string {
+	const most = 63
+	name := notInQueueNames.ReplaceAllString(strings.ToLower(text), "-")
+	if excess := len(name) - most; excess > 0 {
+		at := strings.LastIndexByte(name, '-')
+		name = strings.TrimRight(name[:at-excess], "-") + name[at:]
+	}
+	return strings.Trim(name, "-")
+}
+
+var notInQueueNames = regexp.MustCompile(`[^a-z0-9]+`)
