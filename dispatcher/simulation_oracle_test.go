@@ -27,6 +27,7 @@ type simMessage struct {
 	failures  int  // Jobs that failed, or that a person deleted while they ran
 	succeeded bool // a Job of it has the condition Complete
 	meddled   bool // a person deleted a Job of it, and with it the record
+	copied    bool // it was copied aside, which is final only with the checkpoint
 	ended     string
 	endedAt   time.Time
 }
@@ -107,7 +108,7 @@ func (w *simulation) checkLock(p *simProcess, r *apiRequest, lock object) {
 }
 
 // checkTrusted is asked before a process settles a message.
-func (w *simulation) checkTrusted(s *simSource, op string, l *lease.Lease) {
+func (w *simulation) checkTrusted(s *simHolder, op string, l *lease.Lease) {
 	h := &holding{lease: l, until: l.Deadline()}
 	if held := s.held[l.ID]; held != nil && held.lease == l {
 		h = held
@@ -118,7 +119,7 @@ func (w *simulation) checkTrusted(s *simSource, op string, l *lease.Lease) {
 }
 
 // checkRoom is asked before a process receives.
-func (w *simulation) checkRoom(s *simSource, limit int) {
+func (w *simulation) checkRoom(s *simHolder, limit int) {
 	held := 0
 	var waiting []*holding
 	for id, h := range s.held {
@@ -179,7 +180,7 @@ func (w *simulation) messagesOf(job object) (q *simQueue, messages []*simMessage
 		ids = text(job, "metadata", "annotations", jobs.AnnotationMessageID)
 	}
 	for _, q := range w.queues {
-		if q.memory.Identity() == text(job, "metadata", "annotations", jobs.AnnotationSource) {
+		if q.identity() == text(job, "metadata", "annotations", jobs.AnnotationSource) {
 			for id := range jobs.MessageSet(ids).All() {
 				messages = append(messages, q.messages[id])
 			}
@@ -219,7 +220,7 @@ func (w *simulation) jobCreated(actor string, body object) {
 		ids[i] = m.id
 	}
 	about := messages[0]
-	if want := (jobs.Identity{Source: q.memory.Identity(), Messages: jobs.NewMessageSet(ids...), Attempt: attempt}).Name(); name != want {
+	if want := (jobs.Identity{Source: q.identity(), Messages: jobs.NewMessageSet(ids...), Attempt: attempt}).Name(); name != want {
 		w.violate(2, about, "the Job of attempt %d is named %s, want %s", attempt, name, want)
 	}
 	if text(body, "metadata", "annotations", jobs.AnnotationFence) == "" {
@@ -264,7 +265,7 @@ func (w *simulation) attemptBegun(actor string, m *simMessage, attempt int) {
 	case m.meddled: // what a person deletes may be done again
 	case a.created > 1:
 		w.violate(2, m, "%s created a second Job of attempt %d", actor, attempt)
-	case m.succeeded || m.ended != "":
+	case m.succeeded || m.copied || m.ended != "":
 		w.violate(3, m, "%s created the Job of attempt %d after the message was done (succeeded: %v, ended: %q)", actor, attempt, m.succeeded, m.ended)
 	case attempt > 1 && (before == nil || !before.failed):
 		w.violate(3, m, "%s created the Job of attempt %d before that of attempt %d failed", actor, attempt, attempt-1)
@@ -331,15 +332,20 @@ func (w *simulation) completed(m *simMessage) {
 // poisoned is told that a message was moved aside.
 func (w *simulation) poisoned(m *simMessage, reason string) {
 	moved := m.queue.memory.Poisoned()
-	switch last := moved[len(moved)-1]; {
-	case string(last.Message.Body) != m.plan.body:
-		w.violate(9, m, "it was poisoned with the body %q, want %q", last.Message.Body, m.plan.body)
+	w.copiedAside(m, moved[len(moved)-1].Message.Body, reason)
+	w.ended(m, "poisoned")
+}
+
+// copiedAside is told that a message was copied to where the poisoned ones go.
+func (w *simulation) copiedAside(m *simMessage, body []byte, reason string) {
+	switch {
+	case string(body) != m.plan.body:
+		w.violate(9, m, "it was poisoned with the body %q, want %q", body, m.plan.body)
 	case m.succeeded && !m.meddled: // whether a Job that a person deleted had succeeded may be known to nobody
 		w.violate(1, m, "it was poisoned after a Job of it succeeded")
 	case !m.plan.bad && !m.meddled && m.failures < m.queue.maxAttempts:
 		w.violate(7, m, "it was poisoned after %d failures, with max-attempts %d: %s", m.failures, m.queue.maxAttempts, reason)
 	}
-	w.ended(m, "poisoned")
 }
 
 func (w *simulation) ended(m *simMessage, how string) {

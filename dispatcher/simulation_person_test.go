@@ -107,7 +107,11 @@ func (w *simulation) mend(q *simQueue, what string) {
 // foreign makes a Job, which has succeeded, by the name that the first Job of some message would have, or deletes it again.
 func (w *simulation) foreign(q *simQueue, there bool) {
 	d := w.of("foreign", q.name)
-	id := jobs.Identity{Source: q.memory.Identity(), Messages: jobs.NewMessageSet("m" + strconv.Itoa(d.from(1, len(q.sends)))), Attempt: 1}
+	message := "m" + strconv.Itoa(d.from(1, len(q.sends)))
+	if q.log != nil {
+		message = "0/0/" + strconv.FormatInt(w.begun.UnixMilli(), 10) // if it was sent at once
+	}
+	id := jobs.Identity{Source: q.identity(), Messages: jobs.NewMessageSet(message), Attempt: 1}
 	key := objectKey{"jobs", namespace, id.Name()}
 	w.api.mu.Lock()
 	defer w.api.mu.Unlock()

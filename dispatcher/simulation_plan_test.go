@@ -24,6 +24,7 @@ type plan struct {
 	mishaps   []*mishap
 	mistakes  []mistake
 	stalls    []stall
+	cuts      []cut
 	meddling  int           // percent of the Jobs that a person deletes
 	length    time.Duration // when all is healed
 }
@@ -43,6 +44,7 @@ type templatePlan struct {
 	batchWait   time.Duration // with packs
 	payload     string        // how payloads reach the containers
 	waits       bool          // the source's Receive waits for a message
+	partitions  int           // of a log; 0: the source is a queue
 	sends       []messagePlan
 	// calm says that nothing goes wrong with the template, its source or the API server, so that its messages must end in time.
 	calm bool
@@ -112,6 +114,13 @@ type mistake struct {
 	what     string // quota, secret, invalid, paused, lease, limit or foreign
 }
 
+// cut is what befalls the readers of a log, as when its broker starts anew: all are cut off, or another reader takes a partition for a while.
+type cut struct {
+	from, to  time.Duration
+	template  int
+	partition int // everyone: all readers are cut off
+}
+
 // stall makes the caches of a process grow stale, and then breaks its watches off.
 type stall struct {
 	from, to time.Duration
@@ -146,6 +155,7 @@ func newPlan(seed uint64) *plan {
 	for i := range n {
 		p.templates = append(p.templates, p.newTemplate(i))
 	}
+	p.addLogs()
 	switch p.style {
 	case "isolation":
 		p.isolate(&d)
@@ -216,6 +226,28 @@ func (p *plan) newTemplate(i int) *templatePlan {
 		t.sends = append(t.sends, m)
 	}
 	return t
+}
+
+// addLogs makes logs of some sources, with dice of its own: what was drawn before there were logs stays as it was. By the name of the dice, none of
+// the seeds that are kept has any.
+func (p *plan) addLogs() {
+	d := p.of("logs67")
+	if !d.percent(30) {
+		return
+	}
+	for i, t := range p.templates {
+		if d.percent(40) {
+			continue
+		}
+		t.partitions = d.from(1, 4)
+		for range pick(&d, 0, 0, 1, 3) {
+			c := cut{from: d.between(0, p.length), template: i, partition: pick(&d, everyone, d.below(t.partitions))}
+			c.to = c.from + d.between(0, 20*time.Second)
+			if p.style != "isolation" || i == 0 {
+				p.cuts = append(p.cuts, c)
+			}
+		}
+	}
 }
 
 // beCalm removes what can hold up a template's messages.

@@ -34,7 +34,7 @@ type simProcess struct {
 
 	// The world's mutex guards these.
 	leaving bool                 // it was told to stop
-	sources []*simSource         // that it has opened so far
+	sources []*simHolder         // that it has opened so far
 	resume  chan struct{}        // while it is paused; closed when that ends
 	over    map[string]time.Time // the fences of the terms that it has ended itself, and when
 	usurped map[objectKey]object // the locks as it believes them to be; nil while it sees them as they are
@@ -56,7 +56,7 @@ func (w *simulation) start(number int) {
 	d, err := New(Config{
 		Client: client,
 		OpenSource: func(spec *annotation.Spec, c Connection) (lease.Source, error) {
-			return w.open(p, spec, c.Source)
+			return w.open(p, spec, c)
 		},
 		Lock: LockConfig{
 			Client: client, Namespace: namespace, Name: "lock", Identity: p.identity, Shards: w.shards, LeaseDuration: w.lock,

@@ -91,11 +91,11 @@ func (l *lane) inHand() string {
 			busy++
 		}
 	}
-	if busy+l.inFlight+l.waiting+l.unready+l.busy+l.marking+len(l.toMark)+len(l.toSettle) == 0 {
+	if busy+l.inFlight+l.waiting+l.unready+l.busy+l.marking+len(l.toMark)+len(l.toSettle)+len(l.unconfirmed) == 0 {
 		return ""
 	}
-	return fmt.Sprintf("%s has %d tasks, %d in flight, %d waiting, %d unready, %d to settle, %d to mark",
-		l.identity, busy, l.inFlight, l.waiting, l.unready, l.busy+len(l.toSettle), l.marking+len(l.toMark))
+	return fmt.Sprintf("%s has %d tasks, %d in flight, %d waiting, %d unready, %d to settle, %d to confirm, %d to mark",
+		l.identity, busy, l.inFlight, l.waiting, l.unready, l.busy+len(l.toSettle), len(l.unconfirmed), l.marking+len(l.toMark))
 }
 
 // checkStopped looks at the processes after they have stopped.

@@ -18,6 +18,11 @@ import (
 // teach the process nothing.
 type simSource struct {
 	*leasetest.Memory
+	*simHolder
+}
+
+// simHolder is what a process has of a queue's messages by one source.
+type simHolder struct {
 	w     *simulation
 	p     *simProcess
 	q     *simQueue
@@ -64,17 +69,20 @@ func (h *holding) granted(sent time.Time, d time.Duration) {
 }
 
 // open is Config.OpenSource.
-func (w *simulation) open(p *simProcess, spec *annotation.Spec, connectionString string) (lease.Source, error) {
+func (w *simulation) open(p *simProcess, spec *annotation.Spec, c Connection) (lease.Source, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, q := range w.queues {
 		if q.name == spec.Stream {
-			s := &simSource{
-				Memory: q.memory.Handle(spec.LeaseDuration), w: w, p: p, q: q, lease: spec.LeaseDuration,
-				bad: !strings.HasPrefix(connectionString, "good"), held: map[string]*holding{}, under: map[*lease.Lease]string{},
+			h := &simHolder{
+				w: w, p: p, q: q, lease: spec.LeaseDuration,
+				bad: !strings.HasPrefix(c.Source, "good"), held: map[string]*holding{}, under: map[*lease.Lease]string{},
 			}
-			p.sources = append(p.sources, s)
-			return s, nil
+			p.sources = append(p.sources, h)
+			if q.log != nil {
+				return openLog(h, c.Level), nil
+			}
+			return &simSource{Memory: q.memory.Handle(spec.LeaseDuration), simHolder: h}, nil
 		}
 	}
 	return nil, fmt.Errorf("%w: no queue %s", lease.ErrNotFound, spec.Stream)
@@ -83,7 +91,7 @@ func (w *simulation) open(p *simProcess, spec *annotation.Spec, connectionString
 func alwaysInTime(time.Duration) bool { return true }
 
 // ask takes a request to the queue. The effect happens in the queue, and under the world's mutex.
-func ask[T any](ctx context.Context, s *simSource, op, object string, effect func() T) (answer T, err error) {
+func ask[T any](ctx context.Context, s *simHolder, op, object string, effect func() T) (answer T, err error) {
 	s.w.mu.Lock()
 	f := s.p.fate(s.q.number, op, s.q.name+"/"+object)
 	s.w.mu.Unlock()
@@ -112,13 +120,13 @@ func (s *simSource) Check(ctx context.Context) error {
 	if s.bad {
 		return lease.ErrUnauthorized
 	}
-	_, err := ask(ctx, s, "check", "", func() bool { return true })
+	_, err := ask(ctx, s.simHolder, "check", "", func() bool { return true })
 	return err
 }
 
 // Backlog implements lease.Source.
 func (s *simSource) Backlog(ctx context.Context) (lease.Backlog, error) {
-	return ask(ctx, s, "backlog", "", func() lease.Backlog {
+	return ask(ctx, s.simHolder, "backlog", "", func() lease.Backlog {
 		b, _ := s.Memory.Backlog(context.WithoutCancel(ctx))
 		return b
 	})
@@ -129,7 +137,7 @@ func (s *simSource) Receive(ctx context.Context, limit int) ([]*lease.Lease, err
 	w := s.w
 	sent := time.Now()
 	w.mu.Lock()
-	w.checkRoom(s, limit)
+	w.checkRoom(s.simHolder, limit)
 	f := s.p.fate(s.q.number, "receive", s.q.name)
 	w.mu.Unlock()
 	if f.refused != 0 {
@@ -177,24 +185,12 @@ func (s *simSource) try(ctx context.Context, op string, leases []*lease.Lease, a
 	w := s.w
 	w.mu.Lock()
 	all := make([]*trial, len(leases))
-	var names []string
 	for i, l := range leases {
 		all[i] = &trial{original: l, copied: &lease.Lease{Message: l.Message, Receipt: l.Receipt}}
-		names = append(names, l.ID)
-		if other := s.under[l]; other != "" {
-			w.violate(5, s.q.messages[l.ID], "%s sends %s while %s of the same lease is under way", s.p.actor, op, other)
-		}
-		s.under[l] = op
-		if op != "extend" {
-			w.checkTrusted(s, op, l)
-			if h := s.held[l.ID]; h != nil && h.lease == l {
-				h.returning = true
-			}
-		}
 	}
+	name := s.begin(op, leases)
 	w.mu.Unlock()
-	slices.Sort(names) // the first names the request
-	_, err := ask(ctx, s, op, names[0], func() bool {
+	_, err := ask(ctx, s.simHolder, op, name, func() bool {
 		for i, one := range all {
 			if one.err = apply(i, one.copied); op != "extend" || one.err != nil {
 				w.note(s.p.actor, op, s.q.name+"/"+one.copied.ID, said(one.err))
@@ -204,10 +200,8 @@ func (s *simSource) try(ctx context.Context, op string, leases []*lease.Lease, a
 	})
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, l := range leases {
-		delete(s.under, l)
-	}
 	if err != nil {
+		s.end(op, leases, nil, false)
 		return nil, slices.Repeat([]error{err}, len(leases))
 	}
 	var errs []error
@@ -218,15 +212,44 @@ func (s *simSource) try(ctx context.Context, op string, leases []*lease.Lease, a
 			}
 			errs[i] = one.err
 		}
-		if h := s.held[one.original.ID]; h != nil && h.lease == one.original {
-			if op == "extend" && one.err != nil {
-				h.lostAt = time.Now()
-			} else if op != "extend" {
-				h.spent = true
+	}
+	s.end(op, leases, errs, true)
+	return all, errs
+}
+
+// begin looks at an operation on a batch of leases before it is sent, and returns what to name it by. The caller holds the mutex.
+func (s *simHolder) begin(op string, leases []*lease.Lease) string {
+	first := leases[0].ID
+	for _, l := range leases {
+		first = min(first, l.ID)
+		if other := s.under[l]; other != "" {
+			s.w.violate(5, s.q.messages[l.ID], "%s sends %s while %s of the same lease is under way", s.p.actor, op, other)
+		}
+		s.under[l] = op
+		if op != "extend" {
+			s.w.checkTrusted(s, op, l)
+			if h := s.held[l.ID]; h != nil && h.lease == l {
+				h.returning = true
 			}
 		}
 	}
-	return all, errs
+	return first
+}
+
+// end takes note of how an operation went, if it was answered. The caller holds the mutex.
+func (s *simHolder) end(op string, leases []*lease.Lease, errs []error, answered bool) {
+	for i, l := range leases {
+		delete(s.under, l)
+		h := s.held[l.ID]
+		if !answered || h == nil || h.lease != l {
+			continue
+		}
+		if op == "extend" && errs != nil && errs[i] != nil {
+			h.lostAt = time.Now()
+		} else if op != "extend" {
+			h.spent = true
+		}
+	}
 }
 
 func said(err error) string {

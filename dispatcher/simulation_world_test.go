@@ -51,7 +51,8 @@ type simulation struct {
 type simQueue struct {
 	*templatePlan
 	number   int
-	memory   *leasetest.Memory
+	memory   *leasetest.Memory      // nil where it is a log
+	log      *simLog                // nil where it is a queue
 	messages map[string]*simMessage // by id
 	sent     int                    // how many of the planned
 	broken   map[string]int         // the person's mistakes that last, by what they are
@@ -120,7 +121,11 @@ func newSimulation(t *testing.T, p *plan) *simulation {
 		q := &simQueue{
 			templatePlan: tp, number: i, messages: map[string]*simMessage{}, broken: map[string]int{},
 			mostInFlight: tp.maxInFlight, leastLease: tp.lease,
-			memory: leasetest.NewMemory(leasetest.MemoryConfig{Name: tp.name, Traits: lease.Traits{Waits: tp.waits}, Wait: 5 * time.Second}),
+		}
+		if tp.partitions > 0 {
+			q.log = newSimLog(tp)
+		} else {
+			q.memory = leasetest.NewMemory(leasetest.MemoryConfig{Name: tp.name, Traits: lease.Traits{Waits: tp.waits}, Wait: 5 * time.Second})
 		}
 		w.queues = append(w.queues, q)
 		c := cronJob(tp.name, tp.annotations()...)
@@ -148,6 +153,10 @@ func (w *simulation) run() {
 	for _, m := range w.mistakes {
 		w.after(m.from, func() { w.mistake(m, true) })
 		w.after(m.to, func() { w.mistake(m, false) })
+	}
+	for _, c := range w.cuts {
+		w.after(c.from, func() { w.cut(c, true) })
+		w.after(c.to, func() { w.cut(c, false) })
 	}
 	for _, s := range w.stalls {
 		w.after(s.from, func() { w.stall(s, true) })
@@ -198,7 +207,11 @@ func (w *simulation) send(q *simQueue, i int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	m := &simMessage{plan: &q.sends[i], queue: q, sentAt: time.Now(), attempts: map[int]*simAttempt{}}
-	m.id = q.memory.Send(m.plan.body)[0]
+	if q.log != nil {
+		m.id = q.log.send(i, m.plan.body)
+	} else {
+		m.id = q.memory.Send(m.plan.body)[0]
+	}
 	m.name = q.name + "/" + m.id
 	q.messages[m.id] = m
 	q.sent++
@@ -215,6 +228,9 @@ func (w *simulation) heal() {
 		for _, what := range slices.Sorted(maps.Keys(q.broken)) {
 			w.mend(q, what)
 		}
+	}
+	for _, c := range w.cuts {
+		w.cut(c, false)
 	}
 	for i, p := range w.processes {
 		p.gate.set(func(s *gateState) { s.held = false })
@@ -248,8 +264,8 @@ func (w *simulation) unrest() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, q := range w.queues {
-		if n := len(q.sends); q.sent < n || q.memory.Len() > 0 {
-			return fmt.Sprintf("%d of %d messages of %s have been sent, and %d are left", q.sent, n, q.name, q.memory.Len())
+		if n := len(q.sends); q.sent < n || q.left() > 0 {
+			return fmt.Sprintf("%d of %d messages of %s have been sent, and %d are left", q.sent, n, q.name, q.left())
 		}
 	}
 	for name, j := range w.jobs {

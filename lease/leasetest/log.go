@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"sync"
@@ -114,8 +115,8 @@ func (l *Log) Send(bodies ...string) {
 	}
 }
 
-// SendTo adds events to a partition, with their Body, Properties and Unreadable; the log sets the rest.
-func (l *Log) SendTo(partition string, events ...partitioned.Event) {
+// SendTo adds events to a partition, with their Body, Properties and Unreadable; the log sets the rest. It returns the events' ids.
+func (l *Log) SendTo(partition string, events ...partitioned.Event) (ids []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	p := l.find(partition)
@@ -124,6 +125,20 @@ func (l *Log) SendTo(partition string, events ...partitioned.Event) {
 		e.Offset = strconv.FormatInt(100*e.Sequence, 10)
 		e.EnqueuedAt = time.Now()
 		p.events = append(p.events, e)
+		ids = append(ids, partitioned.MessageID(partition, e.Sequence, e.EnqueuedAt))
+	}
+	l.wake()
+	return ids
+}
+
+// Seize has a reader of the highest level take a partition, or lets go of it again.
+func (l *Log) Seize(partition string, on bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	p := l.find(partition)
+	p.detach(partitioned.ErrOwned)
+	if on {
+		p.reader = &logReader{l: l, partition: partition, level: math.MaxInt64}
 	}
 	l.wake()
 }

@@ -302,7 +302,7 @@ func (p *partition) add(events []Event) {
 			continue // it was read before
 		}
 		p.received = event.Sequence
-		e := &entry{partition: p, sequence: event.Sequence, offset: event.Offset, id: p.messageID(event)}
+		e := &entry{partition: p, sequence: event.Sequence, offset: event.Offset, id: MessageID(p.id, event.Sequence, event.EnqueuedAt)}
 		if event.EnqueuedAt.Before(p.cfg.Start.At) {
 			e.status = settled
 			p.window.add(e)
@@ -319,13 +319,13 @@ func (p *partition) add(events []Event) {
 	}
 }
 
-// messageID names an event for ever: the sequence numbers of a log that was made anew begin again, hence the time.
-func (p *partition) messageID(e *Event) string {
-	b := make([]byte, 0, len(p.id)+40)
-	b = append(b, p.id...)
+// MessageID names an event of a log for ever: the sequence numbers of a log that was made anew begin again, hence the time.
+func MessageID(partition string, sequence int64, enqueuedAt time.Time) string {
+	b := make([]byte, 0, len(partition)+40)
+	b = append(b, partition...)
 	b = append(b, '/')
-	b = strconv.AppendInt(b, e.Sequence, 10)
+	b = strconv.AppendInt(b, sequence, 10)
 	b = append(b, '/')
-	b = strconv.AppendInt(b, e.EnqueuedAt.UnixMilli(), 10)
+	b = strconv.AppendInt(b, enqueuedAt.UnixMilli(), 10)
 	return string(b)
 }

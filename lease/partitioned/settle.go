@@ -15,7 +15,7 @@ import (
 // concurrency is how many requests one call makes at a time.
 const concurrency = 16
 
-// parseID takes apart what partition.messageID put together.
+// parseID takes apart what MessageID put together.
 func parseID(id string) (partition string, sequence int64, err error) {
 	at := strings.LastIndexByte(id, '/')
 	if at < 0 {
