@@ -177,7 +177,11 @@ func (s *simLogSource) operate(ctx context.Context, op string, leases []*lease.L
 		return slices.Repeat([]error{err}, len(leases))
 	}
 	for i, l := range leases {
-		if h := s.held[l.ID]; op == "extend" && (errs == nil || errs[i] == nil) && h != nil && h.lease == l {
+		ok := errs == nil || errs[i] == nil
+		if (op == "complete" || op == "poison") && ok {
+			s.w.checkCalm(s.q.messages[l.ID]) // what comes before it may hold back the checkpoint
+		}
+		if h := s.held[l.ID]; h != nil && h.lease == l && l.Deadline().After(h.until) { // to poison is to extend first
 			h.lapsed = h.lapsed || time.Now().After(h.until)
 			h.until = l.Deadline()
 			s.checkProved(l)
