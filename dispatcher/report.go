@@ -296,12 +296,21 @@ func sourceProblem(spec *annotation.Spec, err error) problem {
 	p := problem{about: aboutSource, key: "unreachable " + spec.Entity(), reason: "SourceUnavailable"}
 	entity := &annotation.Error{Key: spec.EntityKey(), Value: spec.Entity()}
 	secret := &annotation.Error{Key: spec.Key(annotation.KeyConnectionSecret), Value: spec.ConnectionSecret.String()}
+	rights := "rights to receive, update, delete and add messages"
+	switch {
+	case errors.Is(err, lease.ErrCheckpointAccount):
+		secret = &annotation.Error{Key: spec.Key(annotation.KeyCheckpointSecret), Value: spec.CheckpointSecret.String()}
+		rights = "rights to read, write and create blobs, containers and queues"
+		p.key += " checkpoints"
+	case spec.Source == annotation.SourceAzureEventHubs:
+		rights = "the right to listen, and with a poison event hub to send"
+	}
 	switch {
 	case errors.Is(err, lease.ErrNotFound):
 		entity.Problem, entity.Remedy = "does not exist: "+err.Error(), "create it, or correct the annotation"
 		p.key, p.text = lease.Class(err)+" "+spec.Entity(), entity.Error()
 	case errors.Is(err, lease.ErrUnauthorized):
-		secret.Problem, secret.Remedy = "does not open the source: "+err.Error(), "put a valid connection string there, with rights to receive, update, delete and add messages"
+		secret.Problem, secret.Remedy = "does not open the source: "+err.Error(), "put a valid connection string there, with "+rights
 		p.key, p.text = lease.Class(err)+" "+spec.Entity()+" "+secret.Value, secret.Error()
 	case errors.Is(err, lease.ErrInvalid):
 		secret.Problem, secret.Remedy = "and "+spec.EntityKey()+" do not make a usable source: "+err.Error(), "correct what the error names"

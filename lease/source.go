@@ -20,6 +20,8 @@ var (
 	// ErrInvalid means that the configuration of the source is unusable as it stands: a connection string that does not
 	// parse, a key that holds something else than a stream.
 	ErrInvalid = errors.New("source configuration invalid")
+	// ErrCheckpointAccount comes with another of these, or alone, where it is not the source that fails, but where its checkpoints are kept.
+	ErrCheckpointAccount = errors.New("storage account for checkpoints")
 	// ErrReset means that messages which the source should have are not there any more: it was made anew, or they expired. It has gone on without them.
 	ErrReset = errors.New("source was reset")
 	// ErrUnreadable means that a message is there, but not in a form that this source can hand out; see

@@ -6,6 +6,8 @@ import (
 	"github.com/lighterman-dev/lighterman/dispatcher"
 	"github.com/lighterman-dev/lighterman/dispatcher/annotation"
 	"github.com/lighterman-dev/lighterman/lease"
+	"github.com/lighterman-dev/lighterman/lease/eventhubs"
+	"github.com/lighterman-dev/lighterman/lease/partitioned"
 	"github.com/lighterman-dev/lighterman/lease/redisstreams"
 	"github.com/lighterman-dev/lighterman/lease/storagequeue"
 )
@@ -19,6 +21,19 @@ func openSource(spec *annotation.Spec, c dispatcher.Connection) (lease.Source, e
 			Queue:            spec.Queue,
 			PoisonQueue:      spec.PoisonQueue,
 			LeaseDuration:    spec.LeaseDuration,
+		})
+	case annotation.SourceAzureEventHubs:
+		return eventhubs.New(eventhubs.Config{
+			ConnectionString:           c.Source,
+			EventHub:                   spec.EventHub,
+			ConsumerGroup:              spec.ConsumerGroup,
+			CheckpointConnectionString: c.Checkpoints,
+			CheckpointContainer:        spec.CheckpointContainer,
+			PoisonQueue:                spec.PoisonQueue,
+			PoisonEventHub:             spec.PoisonEventHub,
+			Start:                      partitioned.StartPosition(spec.Start),
+			LeaseDuration:              spec.LeaseDuration,
+			Level:                      c.Level,
 		})
 	case annotation.SourceRedisStreams:
 		return redisstreams.New(redisstreams.Config{

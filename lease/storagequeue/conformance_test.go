@@ -17,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/lighterman-dev/lighterman/lease"
+	"github.com/lighterman-dev/lighterman/lease/internal/azstorage"
 	"github.com/lighterman-dev/lighterman/lease/leasetest"
 	"github.com/lighterman-dev/lighterman/lease/leasetest/servers"
 )
@@ -80,7 +81,7 @@ func newSource(t leasetest.T, c Config) *Source {
 // newClient is a client as producers and people have it.
 func newClient(t leasetest.T, azurite *servers.Azurite, queue string) *azqueue.QueueClient {
 	t.Helper()
-	transport := newTransport()
+	transport := azstorage.NewTransport()
 	t.Cleanup(transport.CloseIdleConnections)
 	opts := &azqueue.ClientOptions{}
 	opts.Transport = &http.Client{Transport: transport}
@@ -142,7 +143,7 @@ func newProxy(t leasetest.T, azurite *servers.Azurite) *proxy {
 	if err != nil {
 		t.Fatalf("%v", err)
 	}
-	transport := newTransport()
+	transport := azstorage.NewTransport()
 	forward := &httputil.ReverseProxy{
 		Rewrite:   func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = target.Scheme, target.Host },
 		Transport: transport,

@@ -14,6 +14,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azqueue/v2/queueerror"
 
 	"github.com/lighterman-dev/lighterman/lease"
+	"github.com/lighterman-dev/lighterman/lease/internal/azstorage"
 )
 
 // copied begins the receipt of a lease whose message is in the poison queue already, but could not be deleted yet. The
@@ -118,9 +119,9 @@ func (s *Source) copyToPoison(ctx context.Context, l *lease.Lease) error {
 		err = enqueue()
 	}
 	err = wrap(doing, err)
-	var e *Error
+	var e *azstorage.Error
 	if errors.As(err, &e) && e.Status == http.StatusNotFound {
-		e.kind = nil // it is the queue itself that ErrNotFound speaks of
+		e.Kind = nil // it is the queue itself that ErrNotFound speaks of
 	}
 	return err
 }

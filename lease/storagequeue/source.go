@@ -32,13 +32,13 @@ package storagequeue
 import (
 	"context"
 	"fmt"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azqueue/v2"
 
 	"github.com/lighterman-dev/lighterman/lease"
+	"github.com/lighterman-dev/lighterman/lease/internal/azstorage"
 )
 
 const (
@@ -73,8 +73,8 @@ func New(c Config) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	transport, release := sharedTransport()
-	service, err := account.client(transport)
+	transport, release := azstorage.SharedTransport()
+	service, err := account.Queues(transport)
 	if err != nil {
 		release()
 		return nil, err
@@ -84,10 +84,10 @@ func New(c Config) (*Source, error) {
 		poison:      service.NewQueueClient(c.PoisonQueue),
 		name:        c.Queue,
 		poisonName:  c.PoisonQueue,
-		identity:    account.identity(c.Queue),
+		identity:    identity(account, c.Queue),
 		lease:       c.LeaseDuration,
 		concurrency: c.Concurrency,
-		close:       sync.OnceFunc(release),
+		close:       release,
 	}, nil
 }
 

@@ -1,4 +1,4 @@
-package storagequeue
+package azstorage
 
 import (
 	"crypto/tls"
@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 )
 
 // connections are shared by the sources of a process: most of them talk to one account. The SDK's own transport keeps
@@ -16,26 +18,27 @@ var connections struct {
 	client *http.Client
 }
 
-// sharedTransport returns the process's HTTP client, and what gives it back. Its idle connections are closed when nobody
-// uses it any more.
-func sharedTransport() (client *http.Client, release func()) {
+// SharedTransport returns the process's HTTP client, and what gives it back, once. Its idle connections are closed when
+// nobody uses it any more.
+func SharedTransport() (client *http.Client, release func()) {
 	connections.Lock()
 	defer connections.Unlock()
 	if connections.users == 0 {
-		connections.client = &http.Client{Transport: newTransport()}
+		connections.client = &http.Client{Transport: NewTransport()}
 	}
 	connections.users++
 	client = connections.client
-	return client, func() {
+	return client, sync.OnceFunc(func() {
 		connections.Lock()
 		defer connections.Unlock()
 		if connections.users--; connections.users == 0 {
 			client.CloseIdleConnections()
 		}
-	}
+	})
 }
 
-func newTransport() *http.Transport {
+// NewTransport makes a transport that keeps enough connections.
+func NewTransport() *http.Transport {
 	dialer := net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
 	return &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
@@ -48,5 +51,22 @@ func newTransport() *http.Transport {
 		MaxIdleConnsPerHost:   256,
 		// Less than the service keeps them, so that a request does not meet a connection that is being closed.
 		IdleConnTimeout: 60 * time.Second,
+	}
+}
+
+// Options are those of every client.
+func Options(transport policy.Transporter) policy.ClientOptions {
+	return policy.ClientOptions{
+		Transport: transport,
+		Retry: policy.RetryOptions{
+			// One more try, and a short one, for what is over in a moment. Where the service asks for less (500, 503,
+			// 429) it is up to the caller to slow down, so those are not tried again here.
+			MaxRetries:    1,
+			RetryDelay:    100 * time.Millisecond,
+			MaxRetryDelay: time.Second,
+			TryTimeout:    15 * time.Second,
+			StatusCodes:   []int{408, 502, 504},
+		},
+		Telemetry: policy.TelemetryOptions{ApplicationID: "lighterman"},
 	}
 }
