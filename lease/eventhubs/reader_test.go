@@ -67,7 +67,7 @@ func TestCredit(t *testing.T) {
 	must(t, b.Send("hub", "0", bodies(2000)...))
 	r := openReader(t, h, "0", partitioned.Start{After: -1}, 1)
 	const most = 10
-	taken, largest := 0, 0
+	taken := 0
 	for taken < 2000 {
 		got, err := r.Read(t.Context(), most)
 		must(t, err)
@@ -78,15 +78,11 @@ func TestCredit(t *testing.T) {
 			t.Fatalf("after %d events came %d", taken, got[0].Sequence)
 		}
 		taken += len(got)
-		largest = max(largest, len(got))
 		stats, err := b.Stats("hub")
 		must(t, err)
 		if ahead := int(stats.Delivered) - taken; ahead > most {
 			t.Fatalf("%d events were sent that nobody asked for yet, want %d at most", ahead, most)
 		}
-	}
-	if largest < most/2 {
-		t.Errorf("no Read gave more than %d events, want about %d", largest, most)
 	}
 }
 
