@@ -23,16 +23,10 @@ const (
 )
 
 // convert makes events of what the SDK read. It keeps nothing of theirs but bodies and texts.
-func convert(partition string, first, rest []*azeventhubs.ReceivedEventData) []partitioned.Event {
-	if len(first)+len(rest) == 0 {
-		return nil
-	}
-	events := make([]partitioned.Event, len(first)+len(rest))
-	for i, e := range first {
+func convert(partition string, read []*azeventhubs.ReceivedEventData) []partitioned.Event {
+	events := make([]partitioned.Event, len(read))
+	for i, e := range read {
 		fill(&events[i], e, partition)
-	}
-	for i, e := range rest {
-		fill(&events[len(first)+i], e, partition)
 	}
 	return events
 }

@@ -2,7 +2,7 @@ package eventhubs
 
 import (
 	"context"
-	"errors"
+	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azeventhubs/v2"
 
@@ -18,6 +18,9 @@ const mostAtOnce = 5000
 // it is waited until all n are there, or the context ends. To ask with a context that has ended gives the credit and waits for
 // nothing: it returns what has arrived. So a Read first asks for all it wants in that manner, and only when nothing is there
 // waits for one event. While there are enough, the service always has credit for a whole batch, and nobody waits for an answer.
+//
+// Where events come one after the other, a Read lingers for a moment: a call for every few of them costs more than the events
+// themselves. One that comes alone does not wait.
 type reader struct {
 	hub       *hub
 	partition string
@@ -29,6 +32,8 @@ type reader struct {
 	pending <-chan answer[[]*azeventhubs.ReceivedEventData]
 	cancel  context.CancelFunc // of pending
 	left    bool               // pending was begun by a Read that was given up
+	// credit is how many events the service may send, and those that have arrived and were not returned.
+	credit int
 }
 
 // ended is a context that has ended.
@@ -47,9 +52,12 @@ func (r *reader) Read(ctx context.Context, most int) ([]partitioned.Event, error
 	for {
 		if r.pending == nil {
 			if r.linked {
-				events, err := r.arrived(most)
-				if err != nil || len(events) > 0 {
-					return convert(r.partition, nil, events), r.failed(err)
+				events, err := r.arrived(ended, most)
+				if err != nil {
+					return nil, r.failed(err)
+				}
+				if len(events) > 0 {
+					return r.more(ctx, events, most)
 				}
 			}
 			r.wait(ctx)
@@ -62,7 +70,7 @@ func (r *reader) Read(ctx context.Context, most int) ([]partitioned.Event, error
 			if left && isContext(first.err) {
 				continue
 			}
-			return r.all(first, most)
+			return r.all(ctx, first, most)
 		case <-ctx.Done():
 			r.left = true
 			return nil, ctx.Err()
@@ -71,25 +79,50 @@ func (r *reader) Read(ctx context.Context, most int) ([]partitioned.Event, error
 }
 
 // all returns the event that was waited for, with those that have arrived besides.
-func (r *reader) all(first answer[[]*azeventhubs.ReceivedEventData], most int) ([]partitioned.Event, error) {
+func (r *reader) all(ctx context.Context, first answer[[]*azeventhubs.ReceivedEventData], most int) ([]partitioned.Event, error) {
 	if first.err != nil {
 		return nil, r.failed(first.err)
 	}
 	r.linked = true
+	r.credit -= len(first.value)
 	if len(first.value) >= most {
-		return convert(r.partition, nil, first.value), nil
+		return convert(r.partition, first.value), nil
 	}
-	rest, err := r.arrived(most - len(first.value))
+	rest, err := r.arrived(ended, most-len(first.value))
 	if err != nil {
 		return nil, r.failed(err)
 	}
-	return convert(r.partition, first.value, rest), nil
+	return r.more(ctx, append(first.value, rest...), most)
 }
 
-// arrived returns what is there, and has the service send up to so many events in all.
-func (r *reader) arrived(most int) ([]*azeventhubs.ReceivedEventData, error) {
-	events, err := r.client.ReceiveEvents(ended, most, nil)
-	if errors.Is(err, context.Canceled) {
+// linger is how long to wait for more events where several have come at once.
+const linger = 2 * time.Millisecond
+
+// more returns events, with those that come in a moment.
+func (r *reader) more(ctx context.Context, events []*azeventhubs.ReceivedEventData, most int) ([]partitioned.Event, error) {
+	if len(events) == 1 || len(events) >= most {
+		return convert(r.partition, events), nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, linger)
+	defer cancel()
+	rest, err := r.arrived(ctx, most-len(events))
+	if err != nil {
+		return nil, r.failed(err) // nothing is lost: whoever reads anew begins after what was returned
+	}
+	return convert(r.partition, append(events, rest...)), nil
+}
+
+// arrived returns what is there when ctx ends, and has the service send up to so many events in all. To give credit is to send a frame, which is not worth it for
+// each event that was taken: while there is credit for half of them, it will do.
+func (r *reader) arrived(ctx context.Context, most int) ([]*azeventhubs.ReceivedEventData, error) {
+	ask := most
+	if r.credit >= (most+1)/2 {
+		ask = min(r.credit, most)
+	}
+	r.credit = max(r.credit, ask)
+	events, err := r.client.ReceiveEvents(ctx, ask, nil)
+	r.credit -= len(events)
+	if isContext(err) {
 		return nil, nil
 	}
 	return events, err
@@ -98,6 +131,7 @@ func (r *reader) arrived(most int) ([]*azeventhubs.ReceivedEventData, error) {
 // wait begins to wait for one event.
 func (r *reader) wait(ctx context.Context) {
 	ctx, r.cancel = context.WithCancel(ctx)
+	r.credit = max(r.credit, 1)
 	client := r.client
 	r.pending = start(func() ([]*azeventhubs.ReceivedEventData, error) { return client.ReceiveEvents(ctx, 1, nil) })
 }
@@ -106,7 +140,7 @@ func (r *reader) failed(err error) error {
 	if err == nil {
 		return nil
 	}
-	r.linked = false
+	r.linked, r.credit = false, 0
 	return r.hub.wrap(r.hub.reading(r.partition), err)
 }
 

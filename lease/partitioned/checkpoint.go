@@ -86,6 +86,9 @@ func (p *partition) keep(ctx context.Context) {
 	}
 }
 
+// mostOften is how many checkpoints of a partition are written in a CheckpointInterval at most, however many events there are.
+const mostOften = 5
+
 // nextKeep is how long there is nothing to do. The caller holds the mutex.
 func (p *partition) nextKeep(now time.Time) time.Duration {
 	if !p.claimed {
@@ -95,7 +98,7 @@ func (p *partition) nextKeep(now time.Time) time.Duration {
 	if !p.settledAt.IsZero() {
 		next = min(next, p.settledAt.Add(p.cfg.CheckpointInterval).Sub(now))
 		if p.window.head >= p.cfg.CheckpointEvents {
-			return 0
+			next = min(next, p.writtenAt.Add(p.cfg.CheckpointInterval/mostOften).Sub(now))
 		}
 	}
 	return next
@@ -117,6 +120,9 @@ func (p *partition) renew(ctx context.Context, once bool) error {
 		return nil
 	}
 	to, base, version := p.window.last(), p.base, p.version
+	if to != nil {
+		p.writtenAt = time.Now()
+	}
 	p.mu.Unlock()
 
 	sent := time.Now()
@@ -170,7 +176,9 @@ func (p *partition) lockStore(ctx context.Context) error {
 func (p *partition) unlockStore() { <-p.store }
 
 // ours reports whether we wrote a checkpoint, although the answer may never have reached us.
-func (p *partition) ours(stored Stored) bool { return stored.Version != "" && stored.Owner == p.cfg.Owner }
+func (p *partition) ours(stored Stored) bool {
+	return stored.Version != "" && stored.Owner == p.cfg.Owner
+}
 
 // reclaim writes a checkpoint over one that has another version than we know: our own, whose answer got lost.
 func (p *partition) reclaim(ctx context.Context, c Checkpoint) (version string, err error) {
@@ -213,7 +221,7 @@ func (p *partition) noteSettled() {
 	if first {
 		p.settledAt = time.Now()
 	}
-	if first || p.window.head == p.cfg.CheckpointEvents {
+	if first || p.window.head >= p.cfg.CheckpointEvents {
 		signal(p.due)
 	}
 }

@@ -33,6 +33,8 @@ type partition struct {
 	loaded, claimed bool
 	// ownedAt is when it was last certain that the partition is ours.
 	ownedAt time.Time
+	// writtenAt is when a checkpoint was last sent.
+	writtenAt time.Time
 	// settledAt is when the first event was settled that no checkpoint has passed, and that one could; zero where there is none.
 	settledAt time.Time
 	// anew says that the log was made anew, so that the checkpoint is of another one.
@@ -108,7 +110,9 @@ func (p *partition) readOnce(ctx context.Context) error {
 		}
 		recovering := p.expectRecovery()
 		events, err := reader.Read(ctx, most)
-		recovering.Stop()
+		if recovering != nil {
+			recovering.Stop()
+		}
 		if err != nil {
 			return p.readFailed(ctx, err)
 		}
@@ -122,8 +126,13 @@ func (p *partition) readOnce(ctx context.Context) error {
 // recovered is after how long a read that waits has not failed.
 const recovered = 3 * time.Second
 
-// expectRecovery forgets why the partition could not be read once the next read has waited for a while. The caller stops it.
+// expectRecovery forgets why the partition could not be read once the next read has waited for a while; nil where it could. The caller stops it.
 func (p *partition) expectRecovery() *time.Timer {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.readErr == nil {
+		return nil
+	}
 	return time.AfterFunc(recovered, func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -288,31 +297,44 @@ func (p *partition) room() int {
 	return min(share-p.window.ready(), mostRead)
 }
 
+// slab is how many entries are made at a time. As long as one of them is in the window, the others' memory is kept.
+const slab = 64
+
 // add takes on events that were read.
 func (p *partition) add(events []Event) {
+	made := make([]*entry, 0, len(events))
+	var entries []entry
+	for i := range events {
+		if len(entries) == 0 {
+			entries = make([]entry, min(slab, len(events)-i))
+		}
+		e, event := &entries[0], &events[i]
+		entries = entries[1:]
+		e.partition, e.sequence, e.offset, e.id = p, event.Sequence, event.Offset, MessageID(p.id, event.Sequence, event.EnqueuedAt)
+		if event.EnqueuedAt.Before(p.cfg.Start.At) {
+			e.status = settled
+		} else {
+			e.lease = &lease.Lease{Message: lease.Message{
+				ID: e.id, Body: event.Body, EnqueuedAt: event.EnqueuedAt, Properties: event.Properties, Unreadable: event.Unreadable,
+			}}
+		}
+		made = append(made, e)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.readErr = nil
 	if !p.claimed {
 		return // it was lost meanwhile
 	}
-	for i := range events {
-		event := &events[i]
-		if event.Sequence <= p.received {
+	for _, e := range made {
+		if e.sequence <= p.received {
 			continue // it was read before
 		}
-		p.received = event.Sequence
-		e := &entry{partition: p, sequence: event.Sequence, offset: event.Offset, id: MessageID(p.id, event.Sequence, event.EnqueuedAt)}
-		if event.EnqueuedAt.Before(p.cfg.Start.At) {
-			e.status = settled
-			p.window.add(e)
-			p.noteSettled()
-			continue
-		}
-		e.lease = &lease.Lease{Message: lease.Message{
-			ID: e.id, Body: event.Body, EnqueuedAt: event.EnqueuedAt, Properties: event.Properties, Unreadable: event.Unreadable,
-		}}
+		p.received = e.sequence
 		p.window.add(e)
+		if e.status == settled {
+			p.noteSettled()
+		}
 	}
 	if p.window.ready() > 0 {
 		p.wakeAll()

@@ -19,24 +19,21 @@ func (s *Source) Receive(ctx context.Context, limit int) ([]*lease.Lease, error)
 		return nil, nil
 	}
 	s.start()
-	giveUp := time.NewTimer(patience)
-	defer giveUp.Stop()
+	giveUp := time.Now().Add(patience)
 	for {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
 		leases, err, changed, next := s.take(limit)
-		if len(leases) > 0 || err != nil {
+		left := time.Until(giveUp)
+		if len(leases) > 0 || err != nil || left <= 0 {
 			return leases, err
 		}
-		timer := time.NewTimer(next)
+		timer := time.NewTimer(min(next, left))
 		select {
 		case <-ctx.Done():
 		case <-changed:
 		case <-timer.C:
-		case <-giveUp.C:
-			timer.Stop()
-			return nil, nil
 		}
 		timer.Stop()
 	}
@@ -63,12 +60,12 @@ func (s *Source) take(limit int) (leases []*lease.Lease, err error, changed <-ch
 	next = max(s.expireAt.Sub(now), time.Millisecond)
 	for len(s.again) > 0 && len(leases) < limit {
 		e := s.again[0]
-		if e.status == waiting && e.due.After(now) {
-			next = min(next, e.due.Sub(now))
+		if e.status == waiting && e.at.After(now) {
+			next = min(next, e.at.Sub(now))
 			break
 		}
 		if e.status == waiting && !e.partition.trusted(now) {
-			e.due = now.Add(firstDelay)
+			e.at = now.Add(firstDelay)
 			heap.Fix(&s.again, 0)
 			continue
 		}
@@ -161,10 +158,10 @@ func (e *entry) grant() *lease.Lease {
 	p := e.partition
 	e.status = leased
 	e.lease.Deliveries++
-	e.expires = p.ownedAt.Add(p.cfg.LeaseDuration)
+	e.at = p.ownedAt.Add(p.cfg.LeaseDuration)
 	e.lease.Granted(p.ownedAt, p.cfg.LeaseDuration)
-	if p.expireAt.IsZero() || e.expires.Before(p.expireAt) {
-		p.expireAt = e.expires
+	if p.expireAt.IsZero() || e.at.Before(p.expireAt) {
+		p.expireAt = e.at
 	}
 	return e.lease
 }
@@ -189,9 +186,9 @@ func (s *Source) expire(now time.Time) {
 			if e.status != leased {
 				continue
 			}
-			if now.Before(e.expires) {
-				if e.expires.Before(s.expireAt) {
-					s.expireAt = e.expires
+			if now.Before(e.at) {
+				if e.at.Before(s.expireAt) {
+					s.expireAt = e.at
 				}
 				continue
 			}
@@ -211,6 +208,6 @@ func later(a, b time.Time) time.Time {
 
 // giveBack has an event handed out again, at a time. The caller holds the mutex.
 func (s *Source) giveBack(e *entry, due time.Time) {
-	e.status, e.due = waiting, due
+	e.status, e.at = waiting, due
 	heap.Push(&s.again, e)
 }

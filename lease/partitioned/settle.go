@@ -37,7 +37,7 @@ func (s *Source) holder(l *lease.Lease, now time.Time) *entry {
 		return nil
 	}
 	e := p.window.find(sequence)
-	if e == nil || e.lease != l || e.status != leased || !now.Before(e.expires) {
+	if e == nil || e.lease != l || e.status != leased || !now.Before(e.at) {
 		return nil
 	}
 	return e
@@ -105,7 +105,7 @@ func (s *Source) Extend(ctx context.Context, leases []*lease.Lease) []error {
 		case renewed[e.partition] != nil:
 			errs[i], failed = renewed[e.partition], true
 		default:
-			e.expires = e.partition.ownedAt.Add(s.cfg.LeaseDuration)
+			e.at = e.partition.ownedAt.Add(s.cfg.LeaseDuration)
 			l.Granted(e.partition.ownedAt, s.cfg.LeaseDuration)
 		}
 	}

@@ -27,10 +27,8 @@ type entry struct {
 	id        string
 	// lease is the one that the event is held by, or was last; nil once it is settled, with its body.
 	lease *lease.Lease
-	// expires is until when that lasts, by the promise that it was handed out with.
-	expires time.Time
-	// due is when the event is to be handed out again.
-	due    time.Time
+	// at is until when the lease lasts, by the promise that it was handed out with, or, while the event waits, when it is to be handed out again.
+	at     time.Time
 	status status
 	// copied says that there is a copy where poisoned events go.
 	copied bool
@@ -142,7 +140,7 @@ func (w *window) clear() (undone []*entry) {
 type dueHeap []*entry
 
 func (h dueHeap) Len() int           { return len(h) }
-func (h dueHeap) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
+func (h dueHeap) Less(i, j int) bool { return h[i].at.Before(h[j].at) }
 func (h dueHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
 func (h *dueHeap) Push(x any)        { *h = append(*h, x.(*entry)) }
 
