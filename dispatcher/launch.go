@@ -158,14 +158,16 @@ func (l *lane) prepare(o order) (prepared order, ok bool) {
 		return l.form(o)
 	}
 	s := l.settings.Load()
+	mode := jobs.PayloadMode(s.spec.Payload)
 	body, err := bodyOf(s.spec, o.held)
 	if err == nil {
-		o.content, err = jobs.NewContent(jobs.PayloadMode(s.spec.Payload), body)
+		o.content, err = jobs.NewContent(mode, body)
 	}
 	if err != nil {
 		l.refusePayload(o, err)
 		return o, false
 	}
+	o.content.AddProperties(mode, o.held.Properties)
 	return o, true
 }
 

@@ -339,7 +339,7 @@ func (l *lane) form(o order) (formed order, ok bool) {
 // packedMessage is what a pack says of a message.
 func packedMessage(spec *annotation.Spec, held *lease.Lease) (jobs.Message, error) {
 	body, err := bodyOf(spec, held)
-	return jobs.Message{ID: held.ID, Body: body, EnqueuedAt: held.EnqueuedAt, TraceParent: traceParent(held)}, err
+	return jobs.Message{ID: held.ID, Body: body, EnqueuedAt: held.EnqueuedAt, TraceParent: traceParent(held), Properties: held.Properties}, err
 }
 
 // putBack lets messages wait again that were chosen for a pack: they were here before others. The caller holds the mutex.

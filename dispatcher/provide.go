@@ -259,6 +259,7 @@ func (l *lane) provideWith(ctx context.Context, s *settings, job *batchv1.Job, a
 		if err != nil {
 			return err
 		}
+		content.AddProperties(jobs.PayloadAsFile, members[0].held.Properties)
 		return l.tryProvide(ctx, job, s.template.Secret(job, content))
 	}
 	pack := jobs.NewPack(jobs.PayloadAuto, attempt)

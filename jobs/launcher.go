@@ -121,7 +121,7 @@ func (l *Launcher) DryRun(ctx context.Context, t *Template, source string, mode 
 		return nil
 	}
 	if _, err = l.secrets.Secrets(secret.Namespace).Create(ctx, secret, dry); err != nil {
-		return fmt.Errorf("the API server would not take a Secret with the payload of a Job (with payload: env there would be none): %w", err)
+		return fmt.Errorf("the API server would not take a Secret with the payload of a Job (with payload: env there would be none, but for large properties): %w", err)
 	}
 	return nil
 }

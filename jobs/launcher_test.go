@@ -137,7 +137,7 @@ func TestDryRun(t *testing.T) {
 		"secret":         {mode: PayloadSecret, asked: []string{"jobs", "secrets"}},
 		"file":           {mode: PayloadAsFile, asked: []string{"jobs", "secrets"}},
 		"Job refused":    {mode: PayloadAuto, fail: "jobs", asked: []string{"jobs"}, remedy: "would not take a Job of this template"},
-		"Secret refused": {mode: PayloadAuto, fail: "secrets", asked: []string{"jobs", "secrets"}, remedy: "with payload: env there would be none"},
+		"Secret refused": {mode: PayloadAuto, fail: "secrets", asked: []string{"jobs", "secrets"}, remedy: "with payload: env there would be none, but for large properties"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

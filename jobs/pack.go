@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"time"
 	"unicode/utf8"
 
@@ -28,6 +29,8 @@ type Message struct {
 	EnqueuedAt time.Time
 	// TraceParent is what the producer says of the trace that the message belongs to (W3C Trace Context); empty where it does not.
 	TraceParent string
+	// Properties are what the producer attached beside the body; it may be nil.
+	Properties map[string]string
 }
 
 // Pack gathers the messages of one Job, as long as they fit, in the form in which they are handed over: JSON Lines, a line for each message.
@@ -46,7 +49,7 @@ func NewPack(mode PayloadMode, attempt int) *Pack {
 	return &Pack{attempt: attempt, noArray: mode == PayloadAsFile}
 }
 
-// packLine is one line of the file.
+// packLine is one line of the file, but for the properties: addProperties puts them at its end.
 type packLine struct {
 	ID          string  `json:"id"`
 	Attempt     int     `json:"attempt"`
@@ -74,7 +77,14 @@ func (p *Pack) Add(m Message) bool {
 	}
 	before := p.lines.Len()
 	encode(&p.lines, line)
-	if p.lines.Len() > MaxPackLines {
+	full := p.lines.Len() > MaxPackLines
+	if !full {
+		p.addProperties(m.Properties, MaxPackLines-(p.lines.Len()-before))
+		// A line that is alone can be longer only by the notice that there is no room for its properties. So large a payload has no array beside it, and
+		// the Secret has room for that.
+		full = p.lines.Len() > MaxPackLines && before > 0
+	}
+	if full {
 		p.lines.Truncate(before)
 		return false
 	}
@@ -82,6 +92,36 @@ func (p *Pack) Add(m Message) bool {
 	p.n++
 	p.addToArray(line.Data)
 	return true
+}
+
+const (
+	propertiesField = `,"properties":`
+	leftOutField    = `,"properties_left_out":`
+	// maxLeftOutField is the most bytes of that, with the number.
+	maxLeftOutField = len(leftOutField) + len("4294967295")
+)
+
+// addProperties puts what the producer attached at the end of the line that was written last, as far as so many bytes allow, and says how many properties
+// were left out. The line is the same with whatever others the message is packed.
+func (p *Pack) addProperties(properties map[string]string, room int) {
+	if len(properties) == 0 {
+		return
+	}
+	room -= len(propertiesField)
+	encoded, leftOut := encodeProperties(properties, room)
+	if leftOut > 0 {
+		encoded, leftOut = encodeProperties(properties, room-maxLeftOutField)
+	}
+	p.lines.Truncate(p.lines.Len() - len("}\n"))
+	if encoded != nil {
+		p.lines.WriteString(propertiesField)
+		p.lines.Write(encoded)
+	}
+	if leftOut > 0 {
+		p.lines.WriteString(leftOutField)
+		p.lines.WriteString(strconv.Itoa(leftOut))
+	}
+	p.lines.WriteString("}\n")
 }
 
 // addToArray takes on one element more. Where it cannot be had, or the array would become too long, there is none.

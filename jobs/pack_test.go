@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -42,13 +43,7 @@ func packJob(t testing.TB, p *Pack, messages ...Message) seen {
 	}
 	id := Identity{Source: testID.Source, Messages: NewMessageSet(ids...), Attempt: p.attempt}
 	job, secret := newJob(t, testTemplate(t), Task{Identity: id, Content: p.Content(), Packed: true})
-	size := 0
-	for _, data := range secret.Data {
-		size += len(data)
-	}
-	if size > corev1.MaxSecretSize {
-		t.Errorf("the Secret has %d bytes, and %d are admitted", size, corev1.MaxSecretSize)
-	}
+	checkSizes(t, job, secret)
 	if !NeedsSecret(job) {
 		t.Error("the Job does not say that it needs a Secret")
 	}
@@ -78,6 +73,8 @@ func TestPackLines(t *testing.T) {
 		{ID: "1-2", Body: []byte("a\x00b\x1f\u2028\u007f")},
 		{ID: "1-3", Body: []byte{0xff, 0x00, 0x80}, EnqueuedAt: at},
 		{ID: "1-4"},
+		{ID: "1-5", Body: []byte("x"), EnqueuedAt: at, Properties: map[string]string{"z": "<a href=\"&\">$(SECRET)", "größe": "\x00\xff\n", "": ""}},
+		{ID: "1-6", Body: []byte{0xff}, Properties: map[string]string{}},
 	}
 	container := packJob(t, packOf(t, PayloadAuto, 3, messages...), messages...)
 	want := strings.Join([]string{
@@ -87,13 +84,16 @@ func TestPackLines(t *testing.T) {
 		`{"id":"1-2","attempt":3,"data":"a\u0000b\u001f\u2028` + "\u007f" + `"}`,
 		`{"id":"1-3","attempt":3,"enqueued_at":"2026-11-24T08:30:00.12Z","data_base64":"/wCA"}`,
 		`{"id":"1-4","attempt":3,"data":""}`,
+		`{"id":"1-5","attempt":3,"enqueued_at":"2026-11-24T08:30:00.12Z","data":"x",` +
+			`"properties":{"":"","größe":"\u0000\ufffd\n","z":"<a href=\"&\">$(SECRET)"}}`,
+		`{"id":"1-6","attempt":3,"data_base64":"/w=="}`,
 		``,
 	}, "\n")
 	if diff := cmp.Diff(want, string(container.files["/var/run/lighterman/tasks.jsonl"])); diff != "" {
 		t.Errorf("file (-want +got):\n%s", diff)
 	}
 	wantEnv := map[string]string{
-		"KEDA_TASK_DATA_FILE": "/var/run/lighterman/tasks.jsonl", "LIGHTERMAN_ATTEMPT": "3", "LIGHTERMAN_SOURCE": "x://h/resize", "LIGHTERMAN_TASK_COUNT": "5",
+		"KEDA_TASK_DATA_FILE": "/var/run/lighterman/tasks.jsonl", "LIGHTERMAN_ATTEMPT": "3", "LIGHTERMAN_SOURCE": "x://h/resize", "LIGHTERMAN_TASK_COUNT": "7",
 	}
 	if diff := cmp.Diff(wantEnv, container.env); diff != "" {
 		t.Errorf("variables (-want +got):\n%s", diff)
@@ -228,15 +228,15 @@ func TestTooLargeForPack(t *testing.T) {
 	}
 }
 
-// unpack reads a pack as a task would: by the documentation, and not with the types that wrote it.
-func unpack(t testing.TB, container seen) []Message {
+// unpack reads a pack as a task would: by the documentation, and not with the types that wrote it. The messages' properties are still JSON, with how many
+// are left out.
+func unpack(t testing.TB, container seen) (messages []Message, properties, leftOut []string) {
 	t.Helper()
 	at := container.env[EnvPayloadFile]
 	file, ok := container.files[at]
 	if !ok {
 		t.Fatalf("there is no file %q", at)
 	}
-	var messages []Message
 	for line := range bytes.Lines(file) {
 		var fields map[string]any
 		if err := json.Unmarshal(line, &fields); err != nil {
@@ -248,6 +248,8 @@ func unpack(t testing.TB, container seen) []Message {
 			EnqueuedAt  time.Time `json:"enqueued_at"`
 			Data        *string
 			DataBase64  []byte `json:"data_base64"`
+			Properties  json.RawMessage
+			LeftOut     json.Number `json:"properties_left_out"`
 		}
 		if err := json.Unmarshal(line, &one); err != nil {
 			t.Fatalf("line %.200q: %v", line, err)
@@ -259,9 +261,9 @@ func unpack(t testing.TB, container seen) []Message {
 		if (one.Data == nil) == (one.DataBase64 == nil) {
 			t.Errorf("line %.200q has neither data nor data_base64, or both", line)
 		}
-		messages = append(messages, m)
+		messages, properties, leftOut = append(messages, m), append(properties, string(one.Properties)), append(leftOut, one.LeftOut.String())
 	}
-	return messages
+	return messages, properties, leftOut
 }
 
 // checkPack packs as many of the messages as fit and compares what a task reads.
@@ -278,9 +280,12 @@ func checkPack(t testing.TB, mode PayloadMode, messages []Message) {
 		return
 	}
 	container := packJob(t, p, taken...)
-	read := unpack(t, container)
-	if diff := cmp.Diff(taken, read, cmp.Comparer(bytes.Equal)); diff != "" {
-		t.Errorf("what a task reads (-want +got):\n%.1000s", diff)
+	read, properties, leftOut := unpack(t, container)
+	if diff := cmp.Diff(taken, read, cmp.Comparer(bytes.Equal), cmpopts.IgnoreFields(Message{}, "Properties")); diff != "" {
+		t.Fatalf("what a task reads (-want +got):\n%.1000s", diff)
+	}
+	for i, m := range taken {
+		checkProperties(t, properties[i], leftOut[i], m.Properties)
 	}
 	allText := true
 	for _, m := range taken {
@@ -320,6 +325,9 @@ func TestPacksRoundTrip(t *testing.T) {
 				messages[i].EnqueuedAt = time.Unix(random.Int64N(4e9), random.Int64N(1e9)).UTC()
 				messages[i].TraceParent = fmt.Sprintf("00-%032x-%016x-01", random.Uint64(), random.Uint64())
 			}
+			if random.IntN(3) == 0 {
+				messages[i].Properties = map[string]string{"tenant": "a", string(body[:min(len(body), 9)]): "b", "copy": string(body)}
+			}
 		}
 		mode := []PayloadMode{PayloadAuto, PayloadAsFile}[random.IntN(4)/3]
 		checkPack(t, mode, messages)
@@ -341,6 +349,8 @@ func FuzzPack(f *testing.F) {
 		}
 		const most = 1 << 20
 		long := bytes.Repeat(a, 1+max(times, 0)%max(most/max(len(a), 1), 1))
-		checkPack(t, mode, []Message{{ID: "m1", Body: b}, {ID: "m2", Body: long}, {ID: "m3", Body: c}, {ID: "m4", Body: a}})
+		properties := map[string]string{"short": string(b), string(c): string(a), "long": string(long)}
+		checkPack(t, mode, []Message{{ID: "m1", Body: b}, {ID: "m2", Body: long}, {ID: "m3", Body: c}, {ID: "m4", Body: a, Properties: properties}})
+		checkPack(t, mode, []Message{{ID: "m1", Body: long, Properties: properties}, {ID: "m2", Body: b, Properties: properties}})
 	})
 }

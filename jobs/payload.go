@@ -4,6 +4,9 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -37,11 +40,11 @@ const (
 	maxEnvString = 131072
 	// maxEnvPayload is the longest payload that fits EnvPayload, in bytes.
 	maxEnvPayload = maxEnvString - len(EnvPayload) - len("=") - len("\x00")
-	// maxLiterals is the most that one payload may come to as literal values in all containers of a Job: it is written as part of the Job, and
-	// of its pod, and etcd takes no more than 1.5 MiB at a time.
+	// maxLiterals is the most that one payload, with its properties, may come to as literal values in all containers of a Job: it is written as part of the
+	// Job, and of its pod, and etcd takes no more than 1.5 MiB at a time.
 	maxLiterals = 1 << 20
-	// smallPayload is the largest payload that PayloadAuto makes a literal value of. What is written in a pod template is stored anew with each change
-	// to the Job and its pod, about ten times; a Secret costs one more request.
+	// smallPayload is the largest payload that PayloadAuto makes a literal value of, and so with properties. What is written in a pod template is stored
+	// anew with each change to the Job and its pod, about ten times; a Secret costs one more request.
 	smallPayload = 4096
 )
 
@@ -66,7 +69,7 @@ const PayloadInSecret = "secret"
 // ErrPayload means that a payload cannot be handed to a container as it is. The message is at fault, not the template.
 var ErrPayload = errors.New("payload refused")
 
-// Content is a payload, or a pack of them, in the form in which it reaches the containers.
+// Content is a payload, or a pack of them, in the form in which it reaches the containers, and what its producer attached to it.
 type Content struct {
 	// env are the variables, with values ready for a pod template.
 	env []corev1.EnvVar
@@ -76,6 +79,11 @@ type Content struct {
 	file string
 	// refs are the variables that refer to a key of the Secret.
 	refs map[string]string
+	// literal is the value of EnvProperties, ready for a pod template, where that is written into the Job, and properties is what it is made from.
+	literal    string
+	properties map[string]string
+	// leftOut is how many properties there was no room for.
+	leftOut int
 }
 
 // NewContent gives one message's payload its form. It fails with ErrPayload where that cannot be had. The payload itself is in no error.
@@ -126,17 +134,33 @@ func escape(value string) string { return strings.ReplaceAll(value, "$", "$$") }
 // variables are those of the content, for a Job of a name.
 func (c *Content) variables(job string) []corev1.EnvVar {
 	env := c.env[:len(c.env):len(c.env)]
-	for name, key := range c.refs {
+	for _, name := range slices.Sorted(maps.Keys(c.refs)) {
 		env = append(env, corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{
-			SecretKeyRef: &corev1.SecretKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: job}, Key: key},
+			SecretKeyRef: &corev1.SecretKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: job}, Key: c.refs[name]},
 		}})
+	}
+	if c.literal != "" {
+		env = append(env, corev1.EnvVar{Name: EnvProperties, Value: c.literal})
+	}
+	if c.leftOut > 0 {
+		env = append(env, corev1.EnvVar{Name: EnvPropertiesLeftOut, Value: strconv.Itoa(c.leftOut)})
 	}
 	return env
 }
 
+// within is the content in a form that so many containers have room for. It fails with ErrPayload where the payload alone is too large for them.
+func (c *Content) within(containers int) (*Content, error) {
+	err := c.fits(containers)
+	if err != nil && c.literal != "" {
+		c = c.withoutLiteral()
+		err = c.fits(containers)
+	}
+	return c, err
+}
+
 // fits reports, by ErrPayload, that the content is too large for so many containers.
 func (c *Content) fits(containers int) error {
-	size := 0
+	size := len(c.literal)
 	for _, v := range c.env {
 		size += len(v.Value)
 	}

@@ -112,6 +112,10 @@ func form(job *batchv1.Job, secret *corev1.Secret) string {
 			parts = append(parts, v.Value)
 		case v.Name == EnvPayloadFile:
 			parts = append(parts, "file")
+		case v.Name == EnvProperties && v.ValueFrom != nil:
+			parts = append(parts, "secret properties")
+		case v.Name == EnvProperties:
+			parts = append(parts, "literal properties")
 		}
 	}
 	if len(job.Spec.Template.Spec.Volumes) > 0 {
@@ -135,11 +139,18 @@ var modes = []PayloadMode{PayloadAuto, PayloadEnv, PayloadSecret, PayloadAsFile}
 // arrive makes a Job with a payload, checks that every container is given exactly that, and says in which form; or what the error is.
 func arrive(t testing.TB, template *Template, mode PayloadMode, payload []byte) string {
 	t.Helper()
+	return arriveWith(t, template, mode, payload, nil)
+}
+
+// arriveWith is arrive for a payload with properties.
+func arriveWith(t testing.TB, template *Template, mode PayloadMode, payload []byte, properties map[string]string) string {
+	t.Helper()
 	kept := bytes.Clone(payload)
 	c, err := NewContent(mode, payload)
 	var job *batchv1.Job
 	var secret *corev1.Secret
 	if err == nil {
+		c.AddProperties(mode, properties)
 		job, secret, err = template.Job(Task{Identity: testID, Content: c})
 	}
 	if err != nil {
@@ -158,7 +169,9 @@ func arrive(t testing.TB, template *Template, mode PayloadMode, payload []byte) 
 		if container.env["ARGS"] != "" && container.env["ARGS"] != "--event=$(KEDA_TASK_DATA)" {
 			t.Errorf("the template's own variable became %q", container.env["ARGS"])
 		}
+		checkProperties(t, container.env[EnvProperties], container.env[EnvPropertiesLeftOut], properties)
 	}
+	checkSizes(t, job, secret)
 	if NeedsSecret(job) != (secret != nil) {
 		t.Errorf("the Job says that it needs a Secret: %v; there is one: %v", NeedsSecret(job), secret != nil)
 	}
@@ -314,16 +327,18 @@ func TestEnvironmentStringOfLinux(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("the limit is that of Linux")
 	}
-	start := func(n int) error {
+	start := func(name string, n int) error {
 		cmd := exec.CommandContext(t.Context(), "/bin/true")
-		cmd.Env = []string{EnvPayload + "=" + strings.Repeat("a", n)}
+		cmd.Env = []string{name + "=" + strings.Repeat("a", n)}
 		return cmd.Run()
 	}
-	if err := start(maxEnvPayload); err != nil {
-		t.Errorf("a value of %d bytes: %v", maxEnvPayload, err)
-	}
-	if err := start(maxEnvPayload + 1); !errors.Is(err, syscall.E2BIG) {
-		t.Errorf("a value of one byte more: %v, want that it is too long", err)
+	for name, most := range map[string]int{EnvPayload: maxEnvPayload, EnvProperties: maxEnvProperties} {
+		if err := start(name, most); err != nil {
+			t.Errorf("%s of %d bytes: %v", name, most, err)
+		}
+		if err := start(name, most+1); !errors.Is(err, syscall.E2BIG) {
+			t.Errorf("%s of one byte more: %v, want that it is too long", name, err)
+		}
 	}
 }
 
@@ -394,20 +409,27 @@ func TestDecodeBase64(t *testing.T) {
 	}
 }
 
-// FuzzContent: whatever the payload, it comes as it is or is refused with an error that does not tell it.
+// FuzzContent: whatever the payload, it comes as it is or is refused with an error that does not tell it. Whatever its properties, they do not stop it.
 func FuzzContent(f *testing.F) {
 	for mode := range modes {
-		f.Add([]byte("{\"a\": \"$(SECRET) $$ $\"}"), 1, byte(mode))
-		f.Add([]byte("$\x00\xff"), 1, byte(mode))
-		f.Add([]byte("ab"), 2048, byte(mode))
-		f.Add([]byte("é"), 65529, byte(mode))
-		f.Add([]byte("\xc3"), 98293, byte(mode))
-		f.Add([]byte("abcdefgh"), 131073, byte(mode))
+		f.Add([]byte("{\"a\": \"$(SECRET) $$ $\"}"), 1, byte(mode), "", 0)
+		f.Add([]byte("$\x00\xff"), 1, byte(mode), "$(SECRET)", 1)
+		f.Add([]byte("ab"), 2048, byte(mode), "$\x00\xff<>\u2028", 400)
+		f.Add([]byte("é"), 65529, byte(mode), "é", 65529)
+		f.Add([]byte("\xc3"), 98293, byte(mode), "\xc3", 21841)
+		f.Add([]byte("abcdefgh"), 131072, byte(mode), "x", 1)
+		f.Add([]byte("abcdefgh"), 131073, byte(mode), "x", 2)
 	}
 	template := testTemplate(f)
-	f.Fuzz(func(t *testing.T, seed []byte, times int, mode byte) {
+	f.Fuzz(func(t *testing.T, seed []byte, times int, mode byte, property string, propertyTimes int) {
 		const most = 9 << 17 // somewhat more than a Secret holds
-		payload := bytes.Repeat(seed, 1+max(times, 0)%max(most/max(len(seed), 1), 1))
-		arrive(t, template, modes[int(mode)%len(modes)], payload)
+		repeated := func(s []byte, n int) []byte { return bytes.Repeat(s, 1+max(n, 0)%max(most/max(len(s), 1), 1)) }
+		payload := repeated(seed, times)
+		var properties map[string]string
+		if propertyTimes > 0 {
+			long := string(repeated([]byte(property), propertyTimes))
+			properties = map[string]string{"short": property, "long": long, property: "$", "$(SECRET)": string(seed)}
+		}
+		arriveWith(t, template, modes[int(mode)%len(modes)], payload, properties)
 	})
 }

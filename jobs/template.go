@@ -181,7 +181,8 @@ func enqueuedAt(at time.Time) string {
 func (t *Template) Job(task Task) (*batchv1.Job, *corev1.Secret, error) {
 	job := t.prototype
 	pod := &job.Spec.Template.Spec
-	if err := task.Content.fits(len(pod.InitContainers) + len(pod.Containers)); err != nil {
+	content, err := task.Content.within(len(pod.InitContainers) + len(pod.Containers))
+	if err != nil {
 		return nil, nil, err
 	}
 	job.Name = task.Name()
@@ -198,12 +199,12 @@ func (t *Template) Job(task Task) (*batchv1.Job, *corev1.Secret, error) {
 	if at := enqueuedAt(task.EnqueuedAt); at != "" && !task.Packed {
 		job.Annotations[AnnotationEnqueuedAt] = at
 	}
-	secret := t.Secret(&job, task.Content)
+	secret := t.Secret(&job, content)
 	if secret != nil {
 		job.Annotations[AnnotationPayload] = PayloadInSecret
 	}
-	env := append(task.Content.variables(job.Name), task.context()...)
-	volume, mount, mounted := task.Content.volume(job.Name)
+	env := append(content.variables(job.Name), task.context()...)
+	volume, mount, mounted := content.volume(job.Name)
 	if mounted {
 		pod.Volumes = append(pod.Volumes[:len(pod.Volumes):len(pod.Volumes)], volume)
 	}

@@ -35,6 +35,16 @@ var mutations = []mutation{
 		{"dispatcher/judge.go", "case verdict.Unclear != \"\":", "case false:"},
 	}},
 
+	{1, "the checkpoint passes an event that is not settled", []edit{
+		{"lease/partitioned/window.go", "w.entries[w.head].status == settled {", "w.entries[w.head].status != fresh {"},
+	}},
+	{1, "a former owner of a partition writes over its successor's checkpoint", []edit{
+		{"lease/partitioned/checkpoint.go", "if !p.ours(stored) {", "if false {"},
+	}},
+	{1, "an event is passed although its copy was not confirmed", []edit{
+		{"lease/partitioned/settle.go", "if err := s.cfg.Poison.Copy(ctx, c); err != nil {", "if err := s.cfg.Poison.Copy(ctx, c); err != nil && ctx.Err() != nil {"},
+	}},
+
 	// 2. One Job per attempt.
 	{2, "a name that exists already is an error, and another name is tried", []edit{
 		{"jobs/launcher.go", "\t\texisting, err := client.Get(", "\t\tif true {\n\t\t\tagain := *job\n\t\t\tagain.Name += \"-again\"\n\t\t\tjob = &again\n\t\t\tcontinue\n\t\t}\n\t\texisting, err := client.Get("},
@@ -91,6 +101,13 @@ var mutations = []mutation{
 		{"dispatcher/observe.go", "\t\tl.finished(t, job, status)\n\t\treturn\n\t}\n\tl.progress", "\t\tl.toMark = append(l.toMark, mark{job: job, outcome: completed})\n\t\twake(l.wakeMark)\n\t\tl.finished(t, job, status)\n\t\treturn\n\t}\n\tl.progress"},
 	}},
 
+	{4, "a Job is marked before a checkpoint has passed its event", []edit{
+		{"dispatcher/confirm.go", "if l.confirmer == nil || l.confirmer.Final(messageID) {", "if true {"},
+	}},
+	{4, "a settlement that was undone counts as final", []edit{
+		{"dispatcher/confirm.go", "if ok && !c.Undone {", "if ok {"},
+	}},
+
 	// 5. A lease is trusted for less time than the server grants.
 	{5, "a message is settled without a look at the lease's deadline", []edit{
 		{"dispatcher/settle.go", "if !time.Now().Before(deadline) {", "if false {"},
@@ -109,6 +126,10 @@ var mutations = []mutation{
 	}},
 	{5, "the Job of a message whose lease was lost is ended", []edit{
 		{"dispatcher/lane.go", "\t\tt.lease = nil\n\t\tif t.state == queued {", "\t\tt.lease = nil\n\t\tfor _, job := range l.tracker.OfMessage(l.identity, held.ID) {\n\t\t\tgo func() { _ = l.launcher.End(context.Background(), job.Namespace, job.Name, \"Lost\", \"\") }()\n\t\t}\n\t\tif t.state == queued {"},
+	}},
+
+	{5, "the lease of an event counts from when it is handed out, however long ago it was certain that its partition is ours", []edit{
+		{"lease/partitioned/receive.go", "e.lease.Granted(p.ownedAt, ", "e.lease.Granted(time.Now(), "},
 	}},
 
 	// 6. Lease no more than can be launched.

@@ -302,7 +302,7 @@ var table = []Row{
 		Default: "auto", Shared: true,
 		Doc: "How a message reaches its containers. `auto`: small text is written into the Job, as the value of `KEDA_TASK_DATA`; larger text " +
 			"comes to the same variable from a Secret; what no variable can carry comes as a file. `env`: always written into the Job, in " +
-			"base64 where it must be. `secret`: as `auto`, but text never stands in the Job. `file`: always a file. See [payload](payload.md).",
+			"base64 where it must be, with a Secret for nothing but large properties. `secret`: as `auto`, but text never stands in the Job. `file`: always a file. See [payload](payload.md).",
 		Example: "file",
 		set:     func(s *Spec, v value) { s.Payload = v.text },
 	},
