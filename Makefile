@@ -6,7 +6,7 @@ SHELL := /usr/bin/env bash
 
 # CLUSTER: local (built and started for the occasion) or current (that of the kubeconfig).
 CLUSTER ?= local
-# SOURCE: redis or azure-storage-queue.
+# SOURCE: redis, azure-storage-queue or azure-event-hubs. The latter two need Azurite, which is fetched.
 SOURCE ?= redis
 # VERSION goes into the binary; without it, the Go tool records the commit.
 VERSION ?=
@@ -34,8 +34,8 @@ build: ## Build bin/lighterman.
 	go build $(LDFLAGS) -o bin/lighterman ./cmd/lighterman
 
 .PHONY: demo
-demo: $(if $(filter azure-storage-queue,$(SOURCE)),$(AZURITE_INSTALLED))
-demo: ## 100 messages, 100 Jobs, an empty queue. CLUSTER=current takes your kubeconfig's cluster, SOURCE=azure-storage-queue Azurite.
+demo: $(if $(filter azure-%,$(SOURCE)),$(AZURITE_INSTALLED))
+demo: ## 100 messages, 100 Jobs, an empty queue. CLUSTER=current takes your kubeconfig's cluster, SOURCE=azure-event-hubs another queue.
 	@echo "building the demo (once; later runs start at once)"
 	@cd bench && go build -o ../bin/demo ./demo && exec ../bin/demo -cluster $(CLUSTER) -source $(SOURCE) $(ARGS)
 

@@ -230,14 +230,13 @@ func request[T any](ctx context.Context, s *simHolder, op, object string, effect
 	w.mu.Lock()
 	f := s.p.fate(s.q.number, op, s.q.name+"/"+object)
 	w.mu.Unlock()
-	inTransit := ctx
-	if f != (fate{}) {
-		// It has its effect whoever waits for it, but for what waits itself.
-		var cancel context.CancelFunc
-		inTransit, cancel = context.WithTimeout(context.WithoutCancel(ctx), w.timeout)
-		defer context.AfterFunc(ctx, cancel)
-	}
 	a, err := travel(ctx, s.p, op, s.q.name+"/"+object, f, alwaysInTime, func() (a answer[T]) {
+		inTransit := ctx
+		if f != (fate{}) { // it has its effect whoever waits for it
+			var cancel context.CancelFunc
+			inTransit, cancel = context.WithTimeout(context.WithoutCancel(ctx), w.timeout)
+			defer cancel()
+		}
 		if f.refused == 0 {
 			a.value, a.err = effect(inTransit)
 		}

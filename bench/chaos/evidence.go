@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -17,12 +18,15 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/lighterman-dev/lighterman/jobs"
+	"github.com/lighterman-dev/lighterman/lease/partitioned"
 )
 
 // evidence is what is found when all is quiet again.
 type evidence struct {
 	sent       []message
 	runs       []taskRun
+	eventIDs   map[string]string   // what lighterman must know an event by, by the id of its message
+	ends       []partitionEnd      // of the event hubs
 	sameNames  map[string]int      // Jobs of which there was more than one, one after the other
 	left       map[string]int64    // messages that are still in a queue
 	poison     map[string][]poison // by the queue that they come from
@@ -40,13 +44,16 @@ type taskRun struct {
 	job     string
 	uid     string
 	pod     string
+	message string // what lighterman knows it by
 }
 
-// A poison is a message in a poison queue. Attempts and job are empty where the queue cannot carry them.
+// A poison is a message in a poison queue. Attempts and job are empty where the queue cannot carry them, and message, which is what lighterman knows it by,
+// where it is not an event.
 type poison struct {
 	body     string
 	attempts string
 	job      string
+	message  string
 }
 
 func readRecord(path string) ([]taskRun, error) {
@@ -64,19 +71,19 @@ func parseRecord(text string) ([]taskRun, error) {
 	var runs []taskRun
 	for line := range strings.Lines(text) {
 		words := strings.Fields(line)
-		if len(words) != 5 || !strings.HasSuffix(line, "\n") {
-			return nil, fmt.Errorf("line %d of the record is %q; want id, attempt, Job, UID and pod", len(runs)+1, line)
+		if len(words) != 6 || !strings.HasSuffix(line, "\n") {
+			return nil, fmt.Errorf("line %d of the record is %q; want id, attempt, Job, UID, pod and the message's own id", len(runs)+1, line)
 		}
 		attempt, err := strconv.Atoi(words[1])
 		if err != nil {
 			return nil, fmt.Errorf("line %d of the record: the attempt: %w", len(runs)+1, err)
 		}
-		runs = append(runs, taskRun{id: words[0], attempt: attempt, job: words[2], uid: words[3], pod: words[4]})
+		runs = append(runs, taskRun{id: words[0], attempt: attempt, job: words[2], uid: words[3], pod: words[4], message: words[5]})
 	}
 	return runs, nil
 }
 
-// leftIn counts what the queues and streams still hold, leased messages included.
+// leftIn counts what the queues and streams still hold, leased messages included, and what the checkpoints have not passed of the event hubs.
 func (w *world) leftIn(ctx context.Context) (map[string]int64, error) {
 	left := make(map[string]int64)
 	for i := range queueCount {
@@ -105,6 +112,15 @@ func (w *world) leftIn(ctx context.Context) (map[string]int64, error) {
 			left[name] = n
 		}
 	}
+	ends, err := w.partitionEnds(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, end := range ends {
+		if n := end.lag(); n > 0 {
+			left[end.hub] += n
+		}
+	}
 	return left, nil
 }
 
@@ -131,7 +147,39 @@ func (w *world) readPoison(ctx context.Context) (map[string][]poison, error) {
 			})
 		}
 	}
+	for i := range hubCount {
+		name := queueName(eventKind, i)
+		bodies, err := w.receiveAll(ctx, name+"-poison")
+		if err != nil {
+			return nil, fmt.Errorf("reading %s-poison: %w", name, err)
+		}
+		for _, body := range bodies {
+			p, err := readEnvelope(body)
+			if err != nil {
+				return nil, fmt.Errorf("reading %s-poison: %w", name, err)
+			}
+			found[name] = append(found[name], p)
+		}
+	}
 	return found, nil
+}
+
+// readEnvelope takes apart what a poisoned event is in a Storage Queue.
+func readEnvelope(envelope string) (poison, error) {
+	var e struct {
+		Partition      string
+		SequenceNumber int64
+		EnqueuedAt     time.Time
+		Attempts       int
+		Job            string
+		Body           string
+	}
+	if err := json.Unmarshal([]byte(envelope), &e); err != nil {
+		return poison{}, fmt.Errorf("%w, in %q", err, envelope)
+	}
+	return poison{
+		body: e.Body, attempts: strconv.Itoa(e.Attempts), job: e.Job, message: partitioned.MessageID(e.Partition, e.SequenceNumber, e.EnqueuedAt),
+	}, nil
 }
 
 func text(value any) string {
@@ -188,7 +236,7 @@ func (w *world) payloadSecrets(ctx context.Context) ([]string, error) {
 	}
 	var found []string
 	for i := range list.Items {
-		if name := list.Items[i].Name; name != queueKind && name != streamKind {
+		if name := list.Items[i].Name; !slices.Contains(kinds, name) {
 			found = append(found, name)
 		}
 	}

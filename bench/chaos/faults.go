@@ -29,28 +29,38 @@ type effect struct {
 var faults = []fault{
 	{"kill -9 leader", (*chaos).killLeader},
 	{"API server: delays", onAPIServer(delaying)},
+	{"Event Hubs: restart", (*chaos).restartHubs},
 	{"kill -9 redis-server", (*chaos).killRedis},
-	{"Storage Queue: 503", onQueues(refusing)},
+	{"Azure Storage: 503", onStorage(refusing)},
 	{"SIGSTOP leader", (*chaos).pauseLeader},
+	{"Event Hubs: drops", (*chaos).dropHubConnections},
 	{"Redis: drops", onStreams(dropping)},
 	{"kill -9 kube-apiserver", (*chaos).killAPIServer},
-	{"Storage Queue: drops", onQueues(dropping)},
+	{"Event Hubs: steal", (*chaos).stealPartitions},
+	{"Azure Storage: drops", onStorage(dropping)},
 	{"SIGTERM leader", (*chaos).stopLeader},
+	{"Event Hubs: throttle", (*chaos).throttleHubs},
 	{"API server: drops", onAPIServer(dropping)},
 	{"kill -9 Azurite", (*chaos).killAzurite},
 	{"Redis: delays", onStreams(delaying)},
 	{"leader cut off", (*chaos).cutOffLeader},
+	{"Event Hubs: detach", (*chaos).detachReceivers},
 	{"kill -9 etcd", (*chaos).killEtcd},
+	{"checkpoints lost", (*chaos).loseCheckpoints},
 	{"API server: 503", onAPIServer(refusing)},
-	{"Storage Queue: delays", onQueues(delaying)},
+	{"Event Hubs: slow", (*chaos).slowHubs},
+	{"Azure Storage: delays", onStorage(delaying)},
 }
 
 func onAPIServer(d disturbance) func(*chaos, context.Context) (effect, error) {
 	return func(c *chaos, ctx context.Context) (effect, error) { return c.disturbAPIServer(ctx, d) }
 }
 
-func onQueues(d disturbance) func(*chaos, context.Context) (effect, error) {
-	return func(c *chaos, ctx context.Context) (effect, error) { return c.disturb(ctx, d, c.queueProxy) }
+// onStorage disturbs the queues and the checkpoints, as both are one account's.
+func onStorage(d disturbance) func(*chaos, context.Context) (effect, error) {
+	return func(c *chaos, ctx context.Context) (effect, error) {
+		return c.disturb(ctx, d, c.queueProxy, c.blobProxy)
+	}
 }
 
 func onStreams(d disturbance) func(*chaos, context.Context) (effect, error) {
@@ -58,7 +68,7 @@ func onStreams(d disturbance) func(*chaos, context.Context) (effect, error) {
 }
 
 // azuriteSaves is for how long Azurite may keep in memory what it has confirmed: it writes every five seconds. Azure itself loses
-// nothing that it has confirmed, so Azurite is cut off for this long before it is killed.
+// nothing that it has confirmed, so Azurite is cut off for this long before it is killed. What it is like for checkpoints if it is not is a fault of its own.
 const azuriteSaves = 6 * time.Second
 
 // takeoverPatience is how long to wait for the Job that shows a takeover.
@@ -244,8 +254,10 @@ func (c *chaos) killRedis(ctx context.Context) (effect, error) {
 func (c *chaos) killAzurite(ctx context.Context) (effect, error) {
 	c.queueFeed.server.Lock()
 	defer c.queueFeed.server.Unlock()
-	c.queueProxy.disturb(severed)
-	defer c.queueProxy.disturb(quiet)
+	for _, p := range []disturbable{c.queueProxy, c.blobProxy} {
+		p.disturb(severed)
+		defer p.disturb(quiet)
+	}
 	if err := pause(ctx, azuriteSaves); err != nil {
 		return effect{}, err
 	}

@@ -17,6 +17,8 @@ type verdict struct {
 	twins      int // Jobs that ran as a second pod: Kubernetes's doing
 	poisoned   int
 	poisonTwin int // second copies in a poison queue
+	eventTwin  int // those of events among them
+	passed     int // partitions whose checkpoint is at their last event
 
 	packs, packedMessages int // Jobs that were given packs, and the messages in them
 	crashed, named        int // such Jobs that failed, and that succeeded with messages named as failed
@@ -32,6 +34,7 @@ func judge(e *evidence) *verdict {
 	v := &verdict{runs: len(e.runs), provided: e.provided}
 	v.judgeRuns(e)
 	v.judgePoison(e)
+	v.judgeCheckpoints(e)
 	for _, queue := range sortedKeys(e.left) {
 		v.fail("%s still holds %d messages", queue, e.left[queue])
 	}
@@ -93,6 +96,7 @@ func (v *verdict) judgeRuns(e *evidence) {
 	}
 	for _, m := range e.sent {
 		v.judgeMessage(m, runs[m.id], ran)
+		v.judgeName(e, m, runs[m.id])
 	}
 	for _, name := range sortedKeys(e.sameNames) {
 		v.fail("there were %d Jobs of the name %s, one after the other", e.sameNames[name], name)
@@ -163,6 +167,25 @@ func (v *verdict) judgeMessage(m message, attempts map[int][]taskRun, ran map[st
 	}
 }
 
+// judgeName looks at what lighterman calls a message: the same at each attempt, and, for an event, its place in its partition.
+func (v *verdict) judgeName(e *evidence, m message, attempts map[int][]taskRun) {
+	want, known := e.eventIDs[m.id]
+	if kindOf(m.queue) == eventKind && !known {
+		v.fail("%s is not in its event hub", m.id)
+		return
+	}
+	for attempt := 1; attempt <= maxAttempts; attempt++ {
+		for _, r := range attempts[attempt] {
+			if want == "" {
+				want = r.message
+			}
+			if r.message != want {
+				v.fail("attempt %d of %s ran for message %s, not %s", attempt, m.id, r.message, want)
+			}
+		}
+	}
+}
+
 // wanted is how many attempts a message takes: until one succeeds. By whom it was made to fail, where not by itself, shows in the Job that it was in.
 func wanted(m message, attempts map[int][]taskRun, ran map[string]*job) int {
 	for attempt := 1; attempt < maxAttempts; attempt++ {
@@ -196,15 +219,23 @@ func (v *verdict) judgePoison(e *evidence) {
 			}
 			if found[key]++; found[key] > 1 {
 				v.poisonTwin++
-				// A Storage Queue cannot copy and delete in one step, so that an answer that is lost in between makes a second copy.
-				if strings.HasPrefix(queue, streamKind) {
+				switch kindOf(queue) {
+				case streamKind:
 					v.fail("the poison queue of %s holds %s twice", queue, m.id)
+				case eventKind:
+					// Nor can an event be copied and passed by the checkpoint in one step.
+					v.eventTwin++
+				default:
+					// A Storage Queue cannot copy and delete in one step, so that an answer that is lost in between makes a second copy.
 				}
 				continue
 			}
 			v.poisoned++
 			if p.attempts != "" && (p.attempts != fmt.Sprint(maxAttempts) || !strings.HasSuffix(p.job, "-"+p.attempts)) {
 				v.fail("the poisoned %s is said to have had %s attempts, the last as Job %s", m.id, p.attempts, p.job)
+			}
+			if want := e.eventIDs[m.id]; p.message != want {
+				v.fail("the poisoned %s is said to be message %q, not %q", m.id, p.message, want)
 			}
 		}
 	}
@@ -214,6 +245,26 @@ func (v *verdict) judgePoison(e *evidence) {
 			v.fail("%s is missing from the poison queue", m.id)
 		}
 	}
+}
+
+// judgeCheckpoints looks at the checkpoints: each at the last event of its partition.
+func (v *verdict) judgeCheckpoints(e *evidence) {
+	for _, p := range e.ends {
+		switch {
+		case p.checkpoint != p.last:
+			v.fail("the checkpoint of partition %s of %s is at %d, and the last event %d", p.partition, p.hub, p.checkpoint, p.last)
+		case p.offset != p.lastOffset:
+			v.fail("the checkpoint of partition %s of %s has the offset %q, and the last event %q", p.partition, p.hub, p.offset, p.lastOffset)
+		default:
+			v.passed++
+		}
+	}
+}
+
+// kindOf is the kind of source that a name is of.
+func kindOf(queue string) string {
+	kind, _, _ := strings.Cut(queue, "-")
+	return kind
 }
 
 // someOf shows the first of many.

@@ -3,24 +3,44 @@ package main
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/lighterman-dev/lighterman/lease/partitioned"
 )
 
 // asPlanned is the evidence of a run in which all went well.
 func asPlanned() *evidence {
-	e := &evidence{sent: append(plan(1, queueKind, 600), plan(1, streamKind, 600)...), poison: make(map[string][]poison), provided: 7}
-	waiting := make(map[string][]message)
+	e := &evidence{poison: make(map[string][]poison), provided: 7, eventIDs: make(map[string]string)}
+	for _, kind := range kinds {
+		e.sent = append(e.sent, plan(1, kind, 600)...)
+	}
+	waiting, next := make(map[string][]message), make(map[string]int64)
 	for _, m := range e.sent {
 		waiting[m.queue] = append(waiting[m.queue], m)
+		if kindOf(m.queue) == eventKind {
+			partition := strconv.Itoa(m.partition)
+			e.eventIDs[m.id] = partitioned.MessageID(partition, next[m.queue+partition], time.UnixMilli(1))
+			next[m.queue+partition]++
+		}
+	}
+	for hub := range hubCount {
+		for partition := range partitionCount {
+			end := partitionEnd{hub: queueName(eventKind, hub), partition: strconv.Itoa(partition)}
+			end.last = next[end.hub+end.partition] - 1
+			end.checkpoint, end.lastOffset, end.offset = end.last, "the last", "the last"
+			e.ends = append(e.ends, end)
+		}
 	}
 	for _, queue := range sortedKeys(waiting) {
 		for attempt := 1; attempt <= maxAttempts; attempt++ {
 			waiting[queue] = e.runAll(queue, attempt, waiting[queue])
 		}
 		for _, m := range waiting[queue] {
-			p := poison{body: m.payload()}
-			if strings.HasPrefix(queue, streamKind) {
+			p := poison{body: m.payload(), message: e.eventIDs[m.id]}
+			if kindOf(queue) != queueKind {
 				last := e.runs[e.runOf(m, maxAttempts)]
 				p.attempts, p.job = fmt.Sprint(maxAttempts), last.job
 			}
@@ -40,7 +60,7 @@ func (e *evidence) runAll(queue string, attempt int, messages []message) (failed
 		name := fmt.Sprintf("%s-%d", given[0].id, attempt)
 		j := job{attempt: attempt, given: given}
 		for _, m := range given {
-			e.runs = append(e.runs, taskRun{id: m.id, attempt: attempt, job: name, uid: "uid of " + name, pod: name + "-x"})
+			e.runs = append(e.runs, taskRun{id: m.id, attempt: attempt, job: name, uid: "uid of " + name, pod: name + "-x", message: e.nameOf(m)})
 			if m.failsAt(attempt) || j.crashes() {
 				failed = append(failed, m)
 			}
@@ -49,11 +69,19 @@ func (e *evidence) runAll(queue string, attempt int, messages []message) (failed
 	return failed
 }
 
+// nameOf is what lighterman calls a message.
+func (e *evidence) nameOf(m message) string {
+	if name := e.eventIDs[m.id]; name != "" {
+		return name
+	}
+	return "name-of-" + m.id
+}
+
 // first finds a message of a kind of source.
 func (e *evidence) first(t *testing.T, kind string, wanted func(message) bool) message {
 	t.Helper()
 	for _, m := range e.sent {
-		if strings.HasPrefix(m.queue, kind) && wanted(m) {
+		if kindOf(m.queue) == kind && wanted(m) {
 			return m
 		}
 	}
@@ -105,6 +133,9 @@ func TestJudgeFindsNothingWrong(t *testing.T) {
 	v := judge(e)
 	if len(v.wrong) > 0 {
 		t.Errorf("a run as planned is judged wrong: %q", v.wrong)
+	}
+	if v.passed != hubCount*partitionCount {
+		t.Errorf("%d checkpoints are at the last event, want all %d", v.passed, hubCount*partitionCount)
 	}
 	if v.attempts != len(e.runs) || v.poisoned == 0 || v.lost+v.doubled+v.twins+v.poisonTwin > 0 || v.provided != e.provided {
 		t.Errorf("the counts are %+v for %d runs", v, len(e.runs))
@@ -173,7 +204,7 @@ func TestJudgeFinds(t *testing.T) {
 			func(t *testing.T, e *evidence) {
 				m, attempt := e.inPack(t, false)
 				name := fmt.Sprintf("%s-%d", m.id, attempt+1)
-				e.runs = append(e.runs, taskRun{id: m.id, attempt: attempt + 1, job: name, uid: "uid of " + name, pod: name + "-x"})
+				e.runs = append(e.runs, taskRun{id: m.id, attempt: attempt + 1, job: name, uid: "uid of " + name, pod: name + "-x", message: e.nameOf(m)})
 			},
 			"attempts, not ", nil,
 		},
@@ -186,7 +217,7 @@ func TestJudgeFinds(t *testing.T) {
 						other = r
 					}
 				}
-				other.id = m.id
+				other.id, other.message = m.id, e.nameOf(m)
 				e.runs = append(e.runs, other)
 			},
 			"ran as 2 Jobs", func(v *verdict) int { return v.doubled },
@@ -296,6 +327,54 @@ func TestJudgeFinds(t *testing.T) {
 			},
 			"", func(v *verdict) int { return v.poisonTwin },
 		},
+		"a second copy in the poison queue of an event hub": {
+			func(t *testing.T, e *evidence) {
+				queue := e.first(t, eventKind, message.poisoned).queue
+				e.poison[queue] = append(e.poison[queue], e.poison[queue][0])
+			},
+			"", func(v *verdict) int { return v.eventTwin },
+		},
+		"a poisoned event that is said to be another": {
+			func(t *testing.T, e *evidence) {
+				queue := e.first(t, eventKind, message.poisoned).queue
+				e.poison[queue][0].message = e.poison[queue][1].message
+			},
+			"is said to be message", nil,
+		},
+		"an event that never ran": {
+			func(t *testing.T, e *evidence) {
+				m := e.first(t, eventKind, quick)
+				e.runs = slices.DeleteFunc(e.runs, func(r taskRun) bool { return r.id == m.id })
+			},
+			"is lost: it never ran", func(v *verdict) int { return v.lost },
+		},
+		"an event that ran as another": {
+			func(t *testing.T, e *evidence) {
+				m := e.first(t, eventKind, quick)
+				e.runs[e.runOf(m, 1)].message += "0"
+			},
+			"attempt 1 of event-", nil,
+		},
+		"a message that has another name at its second attempt": {
+			func(t *testing.T, e *evidence) {
+				m := e.first(t, streamKind, func(m message) bool { return m.fails == 1 })
+				e.runs[e.runOf(m, 2)].message = "another"
+			},
+			"ran for message another, not name-of-stream-", nil,
+		},
+		"an event that is not in its event hub": {
+			func(t *testing.T, e *evidence) { delete(e.eventIDs, e.first(t, eventKind, quick).id) }, "is not in its event hub", nil,
+		},
+		"a checkpoint before the last event": {
+			func(_ *testing.T, e *evidence) { e.ends[3].checkpoint-- }, "the checkpoint of partition 3 of event-a is at ",
+			func(v *verdict) int { return hubCount*partitionCount - v.passed },
+		},
+		"a checkpoint beyond the last event": {
+			func(_ *testing.T, e *evidence) { e.ends[4].checkpoint++ }, "the checkpoint of partition 0 of event-b is at ", nil,
+		},
+		"a checkpoint with the offset of another event": {
+			func(_ *testing.T, e *evidence) { e.ends[0].offset = "another" }, "has the offset \"another\", and the last event \"the last\"", nil,
+		},
 		"wrong attempts on a poisoned message": {
 			func(t *testing.T, e *evidence) {
 				queue := e.first(t, streamKind, message.poisoned).queue
@@ -335,16 +414,16 @@ func TestJudgeFinds(t *testing.T) {
 }
 
 func TestRecord(t *testing.T) {
-	runs, err := parseRecord("queue-a-00001 1 job-1 uid pod\nqueue-a-00001 2 job-2 uid2 pod2\n")
-	want := []taskRun{{"queue-a-00001", 1, "job-1", "uid", "pod"}, {"queue-a-00001", 2, "job-2", "uid2", "pod2"}}
+	runs, err := parseRecord("queue-a-00001 1 job-1 uid pod m1\nqueue-a-00001 2 job-2 uid2 pod2 m1\n")
+	want := []taskRun{{"queue-a-00001", 1, "job-1", "uid", "pod", "m1"}, {"queue-a-00001", 2, "job-2", "uid2", "pod2", "m1"}}
 	if err != nil || !slices.Equal(runs, want) {
 		t.Errorf("parseRecord: %v, %v; want %v", runs, err, want)
 	}
 	for name, text := range map[string]string{
-		"a line that was cut off": "queue-a-00001 1 job-1 uid pod\nqueue-a-00002 1 job",
-		"no end of line":          "queue-a-00001 1 job-1 uid pod",
-		"two lines in one":        "queue-a-00001 1 jobqueue-a-00002 1 job-1 uid pod uid pod\n",
-		"no number":               "queue-a-00001 one job-1 uid pod\n",
+		"a line that was cut off": "queue-a-00001 1 job-1 uid pod m1\nqueue-a-00002 1 job",
+		"no end of line":          "queue-a-00001 1 job-1 uid pod m1",
+		"two lines in one":        "queue-a-00001 1 jobqueue-a-00002 1 job-1 uid pod m2 uid pod m1\n",
+		"no number":               "queue-a-00001 one job-1 uid pod m1\n",
 	} {
 		if runs, err := parseRecord(text); err == nil {
 			t.Errorf("%s is read as %v", name, runs)
@@ -378,5 +457,42 @@ func TestPlanDependsOnTheSeedAlone(t *testing.T) {
 	}
 	if len(kinds) != 4 {
 		t.Errorf("the plan of 500 has %v; some poisoned, failing, named and long ones are wanted", kinds)
+	}
+}
+
+func TestPlanOfEvents(t *testing.T) {
+	partitions := make(map[string]int)
+	for _, m := range plan(7, eventKind, 500) {
+		partitions[fmt.Sprint(m.queue, "/", m.partition)]++
+	}
+	if len(partitions) != hubCount*partitionCount {
+		t.Errorf("the plan of 500 has events for %v, want all %d partitions of %d event hubs", partitions, partitionCount, hubCount)
+	}
+}
+
+func TestShares(t *testing.T) {
+	for all := range 10 {
+		sum := 0
+		for _, kind := range kinds {
+			n := share(kind, all)
+			if n < all/3 || n > (all+2)/3 {
+				t.Errorf("of %d messages, %d are given to %s", all, n, kind)
+			}
+			sum += n
+		}
+		if sum != all {
+			t.Errorf("of %d messages, %d are given to someone", all, sum)
+		}
+	}
+}
+
+func TestReadEnvelope(t *testing.T) {
+	p, err := readEnvelope(`{"eventHub":"event-a","partition":"3","sequenceNumber":7,"enqueuedAt":"1970-01-01T00:00:01.5Z","attempts":3,"job":"a-3","body":"Übung"}`)
+	want := poison{body: "Übung", attempts: "3", job: "a-3", message: "3/7/1500"}
+	if err != nil || p != want {
+		t.Errorf("readEnvelope: %+v, %v; want %+v", p, err, want)
+	}
+	if p, err := readEnvelope("no envelope"); err == nil {
+		t.Errorf("what is no envelope is read as %+v", p)
 	}
 }

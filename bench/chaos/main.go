@@ -1,16 +1,17 @@
 // Command chaos shows that nothing is lost and nothing run twice while everything breaks: `make chaos`, or `go run ./chaos` from
 // inside bench/.
 //
-// It starts a Kubernetes cluster, a redis-server, Azurite and three `lighterman run`, puts thousands of messages into queues and
-// streams, and meanwhile kills, pauses and disturbs all of them by a fixed schedule. Each task notes in one file that it runs. At the
-// end that file, the queues, the Jobs and the processes must be as if nothing had happened. run.go is the whole way at a
-// glance:
+// It starts a Kubernetes cluster, a redis-server, Azurite, a broker of event hubs and three `lighterman run`, puts thousands of messages
+// into queues, streams and event hubs, and meanwhile kills, pauses and disturbs all of them by a fixed schedule. Each task notes in one
+// file that it runs. At the end that file, the queues, the checkpoints, the Jobs and the processes must be as if nothing had happened.
+// run.go is the whole way at a glance:
 //
 //	run.go        start, load, break, heal, wait, check, sum up
 //	world.go      what is started; replica.go: the three lightermen
 //	plan.go       which messages there are, and what becomes of each; feed.go sends them
 //	httpproxy.go, redisproxy.go   what stands between lighterman and the servers, and breaks on demand
 //	faults.go     what is broken and how; schedule.go: when, and how long until work goes on
+//	hubs.go       the event hubs, their checkpoints, and what is broken of both
 //	fence.go      the admission policy that keeps former leaders out
 //	watch.go      which Jobs are created, when and by whom
 //	evidence.go   what is found at the end; judge.go: what must hold of it; report.go: the table
@@ -38,11 +39,11 @@ Breaks a local cluster, its queues and Lighterman itself in every way it knows, 
 each was done exactly once. It needs what 'make deps' looks for.
 
   -seed n          times and targets of the faults, and what becomes of which message; default: another one each time
-  -messages 2000   how many in Azure Storage queues, and as many in Redis streams
+  -messages 4000   how many: a third each in Azure Storage queues, in Redis streams and in event hubs
   -rounds 2        how often each fault is injected at least; they go on until the messages are through
   -shards 3        into how many shards the templates are spread over the three processes
   -fence=false     without the admission policy by which the API server refuses the Jobs of former leaders
-  -timeout 10m     the longest that all of it may take; building does not count
+  -timeout 12m     the longest that all of it may take; building does not count
   -keep            keep the folder with all logs even if nothing is wrong
 
 The exit status is 0 if nothing was lost, nothing run twice and nothing left behind. Otherwise the folder with all logs stays.
@@ -94,11 +95,11 @@ func parse(args []string, out io.Writer) (options, error) {
 	flags := flag.NewFlagSet("chaos", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	flags.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano())%1_000_000, "")
-	flags.IntVar(&o.messages, "messages", 2000, "")
+	flags.IntVar(&o.messages, "messages", 4000, "")
 	flags.IntVar(&o.rounds, "rounds", 2, "")
 	flags.IntVar(&o.shards, "shards", 3, "")
 	flags.BoolVar(&o.fence, "fence", true, "")
-	flags.DurationVar(&o.timeout, "timeout", 10*time.Minute, "")
+	flags.DurationVar(&o.timeout, "timeout", 12*time.Minute, "")
 	flags.BoolVar(&o.keep, "keep", false, "")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {

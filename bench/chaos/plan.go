@@ -18,31 +18,55 @@ const (
 	lockDuration  = 8 * time.Second
 )
 
-// queueCount is how many queues there are, and how many streams.
-const queueCount = 3
+const (
+	queueCount     = 3 // queues, and as many streams
+	hubCount       = 2 // event hubs
+	partitionCount = 4 // of each event hub
+)
 
-// special is what the templates of some queues and streams say beyond what all say: the first of each kind uses packs, the second another way for
-// the payload, the third is as most are.
+// countOf is how many queues, streams or event hubs there are.
+func countOf(kind string) int {
+	if kind == eventKind {
+		return hubCount
+	}
+	return queueCount
+}
+
+// special is what the templates of some queues, streams and event hubs say beyond what all say: the first of each kind uses packs, the second another
+// way for the payload, but for event hubs, and the others are as most are.
 var special = map[string]map[string]string{
 	queueName(queueKind, 0):  {annotation.KeyTasksPerJob: fmt.Sprint(packSizes[0]), annotation.KeyBatchWait: "1s"},
 	queueName(queueKind, 1):  {annotation.KeyPayload: "secret"},
 	queueName(streamKind, 0): {annotation.KeyTasksPerJob: fmt.Sprint(packSizes[0]), annotation.KeyBatchWait: "1s"},
 	queueName(streamKind, 1): {annotation.KeyPayload: "file"},
+	queueName(eventKind, 0):  {annotation.KeyTasksPerJob: fmt.Sprint(packSizes[0]), annotation.KeyBatchWait: "1s"},
 }
 
 // packSizes is how many messages a pack has at most, by attempt (see docs/payload.md).
 var packSizes = [maxAttempts]int{5, 3, 1}
 
-// packed says whether the Jobs of a queue or stream are given packs.
+// packed says whether the Jobs of a queue, stream or event hub are given packs.
 func packed(queue string) bool { return special[queue][annotation.KeyTasksPerJob] != "" }
 
 // A message is one task, and what is to become of it.
 type message struct {
-	id    string
-	queue string // name of the queue or stream
-	fails int    // how many attempts fail
-	crash bool   // an attempt fails by a failing Job, and so with all that are in the same pack; else the task names it
-	sleep int    // seconds
+	id        string
+	queue     string // name of the queue, stream or event hub
+	partition int    // of an event hub
+	fails     int    // how many attempts fail
+	crash     bool   // an attempt fails by a failing Job, and so with all that are in the same pack; else the task names it
+	sleep     int    // seconds
+}
+
+// share is how many of all messages a kind of source is given.
+func share(kind string, all int) int {
+	switch kind {
+	case queueKind:
+		return (all + 2) / 3
+	case streamKind:
+		return (all + 1) / 3
+	}
+	return all / 3
 }
 
 // payload is what is sent: what the task does in its first words, and after them what must arrive unchanged.
@@ -67,7 +91,10 @@ func plan(seed uint64, kind string, count int) []message {
 	messages := make([]message, count)
 	for i := range messages {
 		m := &messages[i]
-		m.queue = queueName(kind, i%queueCount)
+		m.queue = queueName(kind, i%countOf(kind))
+		if kind == eventKind {
+			m.partition = random.IntN(partitionCount)
+		}
 		m.id = fmt.Sprintf("%s-%05d", m.queue, i)
 		switch p := random.IntN(100); {
 		case p < 3:

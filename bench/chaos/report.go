@@ -23,10 +23,11 @@ func (c *chaos) table(v *verdict) string {
 	}
 	row("faults injected", "%d", len(c.events))
 	for _, f := range faults {
-		row("  "+f.kind, "%-4d next Job at most %s after it was mended", counts[f.kind], short(slowest[f.kind]))
+		row("  "+f.kind, "%-4d next Job at most %s after it was mended%s", counts[f.kind], short(slowest[f.kind]), c.nextOfEvents(f.kind))
 	}
-	queues, streams := len(c.queueFeed.messages), len(c.streamFeed.messages)
-	row("messages", "%d (%d in %d queues, %d in %d streams)", queues+streams, queues, queueCount, streams, queueCount)
+	queues, streams, events := len(c.queueFeed.messages), len(c.streamFeed.messages), len(c.eventFeed.messages)
+	row("messages", "%d (%d in %d queues, %d in %d streams, %d in %d event hubs with %d partitions each)", queues+streams+events,
+		queues, queueCount, streams, queueCount, events, hubCount, partitionCount)
 	row("executions", "%d of %d attempts", v.runs, v.attempts)
 	row("lost", "%d", v.lost)
 	row("doubled", "%d", v.doubled)
@@ -34,7 +35,9 @@ func (c *chaos) table(v *verdict) string {
 	row("Secrets with payloads", "%d at the end, before their Jobs were deleted", v.provided)
 	row("second pods of one Job", "%d (by the Job controller)", v.twins)
 	row("poisoned", "%d", v.poisoned)
-	row("second copies of poisoned ones", "%d (Storage Queue cannot copy and delete at once)", v.poisonTwin)
+	row("second copies of poisoned ones", "%d (Storage Queue cannot copy and delete at once), and %d of events (whose checkpoint is not in the queue)",
+		v.poisonTwin-v.eventTwin, v.eventTwin)
+	row("checkpoints at the last event", "%d of %d partitions", v.passed, hubCount*partitionCount)
 	row("refused by the fence", "%d Jobs%s", c.watcher.fencedCount(), map[bool]string{false: "; there was none"}[c.fence])
 	row("goroutines before and after", "%.0f, %.0f", c.goroutines[0], c.goroutines[1])
 	for _, kind := range []string{"kill -9 leader", "SIGSTOP leader", "leader cut off", "SIGTERM leader"} {
@@ -65,6 +68,23 @@ func (c *chaos) table(v *verdict) string {
 		row("takeover after "+kind, "max %s of %s (goal: %v%s)", short(slices.Max(all)), strings.Join(words, ", "), limit, note)
 	}
 	return b.String()
+}
+
+// nextOfEvents adds how long it took until the next Job of an event, where a fault is one of the event hubs. Unlike that of any Job, it is not
+// waited for, and there may have been no event.
+func (c *chaos) nextOfEvents(kind string) string {
+	if !strings.HasPrefix(kind, "Event Hubs:") && kind != "checkpoints lost" {
+		return ""
+	}
+	slowest := time.Duration(-1)
+	for _, e := range c.events {
+		if e.kind == kind {
+			if after, ok := c.watcher.firstSince(e.at, sourceOf[eventKind]); ok {
+				slowest = max(slowest, after)
+			}
+		}
+	}
+	return ", that of an event " + short(slowest)
 }
 
 // short rounds to what is worth reading.

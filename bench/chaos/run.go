@@ -27,11 +27,13 @@ const (
 // chaos is one run.
 type chaos struct {
 	*world
-	out                   io.Writer
-	began                 time.Time
-	queueFeed, streamFeed *feeder
-	events                []event
-	goroutines            [2]float64 // of all processes together, before and after
+	out        io.Writer
+	began      time.Time
+	queueFeed  *feeder
+	streamFeed *feeder
+	eventFeed  *feeder
+	events     []event
+	goroutines [2]float64 // of all processes together, before and after
 
 	mu         sync.Mutex
 	complaints []string // guarded by mu; what went wrong by the way
@@ -137,6 +139,12 @@ func (c *chaos) startLightermen(ctx context.Context, program string) error {
 			return err
 		}
 	}
+	var templates []string
+	for _, kind := range kinds {
+		for i := range countOf(kind) {
+			templates = append(templates, queueName(kind, i))
+		}
+	}
 	err := poll(ctx, "the templates to be taken up", time.Minute, func(ctx context.Context) (bool, error) {
 		running := 0
 		for _, r := range c.replicas {
@@ -146,7 +154,7 @@ func (c *chaos) startLightermen(ctx context.Context, program string) error {
 			}
 			running += templatesIn(metrics, "running")
 		}
-		return running == 2*queueCount, fmt.Errorf("%d of %d templates are running", running, 2*queueCount)
+		return running == len(templates), fmt.Errorf("%d of %d templates are running", running, len(templates))
 	})
 	if err != nil {
 		return err
@@ -180,19 +188,15 @@ func (c *chaos) complain(err error) {
 
 // work sends, breaks, waits, and looks at what has come of it.
 func (c *chaos) work(ctx context.Context) (*evidence, error) {
-	c.queueFeed = &feeder{
-		messages: plan(c.seed, queueKind, c.messages), send: sendToQueues(c.queues),
-		settled: func() int { return c.watcher.settledCount("azure-storage-queue") },
-	}
-	c.streamFeed = &feeder{
-		messages: plan(c.seed, streamKind, c.messages), send: sendToStreams(c.streams),
-		settled: func() int { return c.watcher.settledCount("redis-streams") },
-	}
+	c.queueFeed = c.feederOf(queueKind, sendToQueues(c.queues))
+	c.streamFeed = c.feederOf(streamKind, sendToStreams(c.streams))
+	c.eventFeed = c.feederOf(eventKind, sendToHubs(c.broker))
 	group, working := errgroup.WithContext(ctx)
 	feeding, stop := context.WithCancel(working)
 	defer stop()
-	group.Go(func() error { return c.queueFeed.run(feeding) })
-	group.Go(func() error { return c.streamFeed.run(feeding) })
+	for _, f := range c.feeds() {
+		group.Go(func() error { return f.run(feeding) })
+	}
 	group.Go(func() error { return c.tell(feeding) })
 	group.Go(func() error {
 		defer stop()
@@ -207,6 +211,15 @@ func (c *chaos) work(ctx context.Context) (*evidence, error) {
 	}
 	return c.gather(ctx)
 }
+
+func (c *chaos) feederOf(kind string, send func(context.Context, []message) error) *feeder {
+	return &feeder{
+		messages: plan(c.seed, kind, share(kind, c.messages)), send: send,
+		settled: func() int { return c.watcher.settledCount(sourceOf[kind]) },
+	}
+}
+
+func (c *chaos) feeds() []*feeder { return []*feeder{c.queueFeed, c.streamFeed, c.eventFeed} }
 
 // tell says from time to time how far it is.
 func (c *chaos) tell(ctx context.Context) error {
@@ -225,11 +238,14 @@ func (c *chaos) tell(ctx context.Context) error {
 // drain waits until no message is left in any queue. That some are is for the judge to say.
 func (c *chaos) drain(ctx context.Context) error {
 	err := poll(ctx, "empty queues", drainPatience, func(ctx context.Context) (bool, error) {
-		if all := len(c.queueFeed.messages) + len(c.streamFeed.messages); c.sent() < all {
-			return false, fmt.Errorf("%d of %d messages could be sent", c.sent(), all)
+		if c.sent() < c.messages {
+			return false, fmt.Errorf("%d of %d messages could be sent", c.sent(), c.messages)
 		}
 		left, err := c.leftIn(ctx)
-		return err == nil && len(left) == 0, err
+		if err == nil && len(left) > 0 {
+			err = fmt.Errorf("there are still messages: %v", left)
+		}
+		return err == nil, err
 	})
 	if err != nil && ctx.Err() != nil {
 		return err
@@ -243,7 +259,7 @@ func (c *chaos) drain(ctx context.Context) error {
 // gather waits until everything is at rest, ends the processes, and collects what is to be judged.
 func (c *chaos) gather(ctx context.Context) (*evidence, error) {
 	e := &evidence{}
-	for _, f := range []*feeder{c.queueFeed, c.streamFeed} {
+	for _, f := range c.feeds() {
 		e.sent = append(e.sent, f.messages[:f.sent.Load()]...)
 	}
 	c.say("waiting for the last Jobs to be marked")
@@ -263,6 +279,10 @@ func (c *chaos) gather(ctx context.Context) (*evidence, error) {
 	if e.left, err = c.leftIn(ctx); err != nil {
 		return nil, err
 	}
+	if e.ends, err = c.partitionEnds(ctx); err != nil {
+		return nil, err
+	}
+	e.eventIDs = c.eventIDs()
 	if e.poison, err = c.readPoison(ctx); err != nil {
 		return nil, err
 	}

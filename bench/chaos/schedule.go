@@ -18,6 +18,7 @@ const (
 type event struct {
 	effect
 	kind      string
+	at        time.Time     // when it was mended
 	mended    time.Duration // from the beginning of the fault
 	recovered time.Duration // from its end until a Job was created; negative where no message was left
 }
@@ -51,7 +52,7 @@ func (c *chaos) inject(ctx context.Context, f fault) error {
 		return fmt.Errorf("%s: %w", f.kind, err)
 	}
 	mended := time.Now()
-	ev := event{effect: e, kind: f.kind, mended: mended.Sub(at)}
+	ev := event{effect: e, kind: f.kind, at: mended, mended: mended.Sub(at)}
 	recovered := false
 	err = poll(ctx, "a Job after "+f.kind, recoveryPatience, func(context.Context) (bool, error) {
 		recovered = c.watcher.createdSince(mended)
@@ -73,7 +74,7 @@ func (c *chaos) inject(ctx context.Context, f fault) error {
 }
 
 func (e event) String() string {
-	parts := []string{fmt.Sprintf("%-24s%-16s%s", e.kind, e.target, "mended after "+short(e.mended))}
+	parts := []string{fmt.Sprintf("%-24s%-20s%s", e.kind, e.target, "mended after "+short(e.mended))}
 	if e.recovered >= 0 {
 		parts = append(parts, "next Job "+short(e.recovered)+" later")
 	}
@@ -87,19 +88,32 @@ func (e event) String() string {
 }
 
 func (c *chaos) allow(part float64) {
-	c.queueFeed.allow(part)
-	c.streamFeed.allow(part)
+	for _, f := range c.feeds() {
+		f.allow(part)
+	}
 }
 
-func (c *chaos) sent() int { return int(c.queueFeed.sent.Load() + c.streamFeed.sent.Load()) }
+func (c *chaos) sent() int {
+	n := 0
+	for _, f := range c.feeds() {
+		n += int(f.sent.Load())
+	}
+	return n
+}
 
-func (c *chaos) settled() int { return c.queueFeed.settled() + c.streamFeed.settled() }
+func (c *chaos) settled() int {
+	n := 0
+	for _, f := range c.feeds() {
+		n += f.settled()
+	}
+	return n
+}
 
 // idle says that nothing is left to do at the moment.
 func (c *chaos) idle() bool { return c.settled() == c.sent() }
 
 // through says that all messages are sent and all but few settled.
 func (c *chaos) through() bool {
-	all := len(c.queueFeed.messages) + len(c.streamFeed.messages)
+	all := c.messages
 	return c.sent() == all && c.settled() >= all-all/20
 }

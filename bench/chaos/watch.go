@@ -26,6 +26,7 @@ import (
 type creation struct {
 	at      time.Time
 	process string
+	source  string // what kind its message comes from
 	shard   string // the leader lock under which it was created
 	term    int    // of that lock
 }
@@ -71,6 +72,7 @@ func (w *watcher) answered(process string, r *http.Response) error {
 		return fmt.Errorf("creating a Job returned a %T", object)
 	}
 	c := creation{at: time.Now(), process: process}
+	c.source, _, _ = strings.Cut(job.Annotations[jobs.AnnotationSource], ":")
 	if c.shard, c.term, err = termOf(job); err != nil {
 		return err
 	}
@@ -188,6 +190,18 @@ func (w *watcher) createdSince(at time.Time) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return len(w.creations) > 0 && w.creations[len(w.creations)-1].at.After(at)
+}
+
+// firstSince is how long after a time the first Job for a kind of source was created.
+func (w *watcher) firstSince(at time.Time, source string) (after time.Duration, ok bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, c := range w.creations {
+		if c.source == source && c.at.After(at) {
+			return c.at.Sub(at), true
+		}
+	}
+	return 0, false
 }
 
 // sameNames are the Jobs of which there was more than one of the same name: one attempt that was run again after its Job was gone.

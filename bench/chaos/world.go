@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azqueue/v2"
 	"github.com/redis/go-redis/v9"
 	batchv1 "k8s.io/api/batch/v1"
@@ -32,6 +33,7 @@ import (
 	"github.com/lighterman-dev/lighterman/bench/cluster/localcluster"
 	"github.com/lighterman-dev/lighterman/dispatcher/annotation"
 	"github.com/lighterman-dev/lighterman/dispatcher/fence"
+	"github.com/lighterman-dev/lighterman/lease/leasetest/eventhub"
 	"github.com/lighterman-dev/lighterman/lease/leasetest/servers"
 )
 
@@ -41,8 +43,17 @@ const (
 	// inFlight is how many Jobs of a template may run at once: enough that all templates together keep two cores busy.
 	inFlight = 20
 
-	queueKind, streamKind = "queue", "stream"
+	queueKind, streamKind, eventKind = "queue", "stream", "event"
 )
+
+var kinds = []string{queueKind, streamKind, eventKind}
+
+// sourceOf is what lighterman calls each kind of source, and what the identity of one begins with.
+var sourceOf = map[string]string{
+	queueKind:  annotation.SourceAzureStorageQueue,
+	streamKind: annotation.SourceRedisStreams,
+	eventKind:  annotation.SourceAzureEventHubs,
+}
 
 // A world is all that runs.
 type world struct {
@@ -57,8 +68,12 @@ type world struct {
 	redis   *servers.Redis
 	queues  *azqueue.ServiceClient // straight to Azurite
 	streams *redis.Client          // straight to redis-server
+	broker  *eventhub.Broker
+
+	checkpoints *container.Client // straight to Azurite
 
 	queueProxy  *httpProxy
+	blobProxy   *httpProxy
 	streamProxy *redisProxy
 	replicas    []*replica
 	watcher     *watcher
@@ -70,7 +85,7 @@ type world struct {
 // startWorld starts everything but the processes of lighterman. What it has started by the time of an error is the caller's to close.
 func startWorld(ctx context.Context, w *world, out io.Writer, fail func(error)) error {
 	w.record = filepath.Join(w.dir, "record")
-	for _, start := range []func(context.Context) error{w.startQueues, w.startStreams} {
+	for _, start := range []func(context.Context) error{w.startQueues, w.startStreams, w.startHubs} {
 		if err := start(ctx); err != nil {
 			return err
 		}
@@ -98,7 +113,7 @@ func (w *world) startQueues(ctx context.Context) error {
 		return err
 	}
 	var err error
-	if w.azurite, err = servers.StartAzurite(ctx, servers.AzuriteOptions{Dir: dir}); err != nil {
+	if w.azurite, err = servers.StartAzurite(ctx, servers.AzuriteOptions{Dir: dir, Blob: true}); err != nil {
 		return err
 	}
 	w.closing(func() error { w.azurite.Close(); return nil })
@@ -110,18 +125,39 @@ func (w *world) startQueues(ctx context.Context) error {
 			return fmt.Errorf("creating a queue: %w", err)
 		}
 	}
-	upstream, err := url.Parse(w.azurite.QueueEndpoint())
-	if err != nil {
+	if w.queueProxy, err = w.startStorageProxy(ctx, w.azurite.QueueEndpoint(), "queue proxy"); err != nil {
 		return err
+	}
+	w.blobProxy, err = w.startStorageProxy(ctx, w.azurite.BlobEndpoint(), "blob proxy")
+	return err
+}
+
+// startStorageProxy starts a proxy before one of the services of Azurite.
+func (w *world) startStorageProxy(ctx context.Context, endpoint, name string) (*httpProxy, error) {
+	upstream, err := url.Parse(endpoint)
+	if err != nil {
+		return nil, err
 	}
 	upstream.Path = "" // the account is part of what is asked for
-	w.queueProxy, err = startHTTPProxy(ctx, upstream, nil, nil, newDice(w.seed, "queue proxy"), refuseAsAzure,
-		func(*http.Response) error { return nil })
+	p, err := startHTTPProxy(ctx, upstream, nil, nil, newDice(w.seed, name), refuseAsAzure, func(*http.Response) error { return nil })
 	if err != nil {
-		return err
+		return nil, err
 	}
-	w.closing(w.queueProxy.close)
-	return nil
+	w.closing(p.close)
+	return p, nil
+}
+
+// storage is the connection string of Azurite by way of the proxies.
+func (w *world) storage() (string, error) {
+	connection := w.azurite.ConnectionString()
+	for endpoint, p := range map[string]*httpProxy{w.azurite.QueueEndpoint(): w.queueProxy, w.azurite.BlobEndpoint(): w.blobProxy} {
+		direct, err := url.Parse(endpoint)
+		if err != nil {
+			return "", err
+		}
+		connection = strings.ReplaceAll(connection, direct.Host, p.address)
+	}
+	return connection, nil
 }
 
 func refuseAsAzure(rw http.ResponseWriter) {
@@ -197,7 +233,8 @@ func stopCluster(cluster *localcluster.Cluster) error {
 	}
 }
 
-// createTemplates creates the namespace, the Secrets with the addresses of the proxies, and a template for each queue and stream.
+// createTemplates creates the namespace, the Secrets with the addresses of the proxies and the broker, and a template for each queue, stream and event
+// hub.
 func (w *world) createTemplates(ctx context.Context) error {
 	object := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}
 	if _, err := w.client.CoreV1().Namespaces().Create(ctx, object, metav1.CreateOptions{}); err != nil {
@@ -209,19 +246,20 @@ func (w *world) createTemplates(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	direct, err := url.Parse(w.azurite.QueueEndpoint())
+	storage, err := w.storage()
 	if err != nil {
 		return err
 	}
-	for kind, connection := range map[string]string{
-		queueKind:  strings.ReplaceAll(w.azurite.ConnectionString(), direct.Host, w.queueProxy.address),
-		streamKind: "redis://" + w.streamProxy.address + "/0",
+	for kind, data := range map[string]map[string]string{
+		queueKind:  {"connection": storage},
+		streamKind: {"connection": "redis://" + w.streamProxy.address + "/0"},
+		eventKind:  {"connection": w.broker.ConnectionString(), "checkpoints": storage},
 	} {
-		secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: kind}, StringData: map[string]string{"connection": connection}}
+		secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: kind}, StringData: data}
 		if _, err := w.client.CoreV1().Secrets(namespace).Create(ctx, secret, metav1.CreateOptions{}); err != nil {
 			return fmt.Errorf("creating the Secret %s: %w", kind, err)
 		}
-		for i := range queueCount {
+		for i := range countOf(kind) {
 			template := w.template(kind, queueName(kind, i))
 			if _, err := w.client.BatchV1().CronJobs(namespace).Create(ctx, template, metav1.CreateOptions{}); err != nil {
 				return fmt.Errorf("creating the template %s: %w", template.Name, err)
@@ -243,7 +281,7 @@ case ${KEDA_TASK_DATA_FILE-} in
 esac
 lines= named= crash=0 longest=0
 while read -r message attempt id fails how sleep rest; do
-  lines="$lines$id $attempt $JOB $JOB_UID $HOSTNAME$newline"
+  lines="$lines$id $attempt $JOB $JOB_UID $HOSTNAME $message$newline"
   [ "$sleep" -le "$longest" ] || longest=$sleep
   [ "$attempt" -le "$fails" ] || continue
   [ "$how" = tell ] && named="$named, \"$message\"" || crash=1
@@ -257,18 +295,21 @@ exit "$crash"`
 
 func (w *world) template(kind, queue string) *batchv1.CronJob {
 	annotations := map[string]string{
+		annotation.KeySource:           sourceOf[kind],
 		annotation.KeyConnectionSecret: kind + "/connection",
 		annotation.KeyMaxInFlight:      fmt.Sprint(inFlight),
 		annotation.KeyLeaseDuration:    leaseDuration.String(),
 		annotation.KeyMaxAttempts:      fmt.Sprint(maxAttempts),
 		annotation.KeyRetryBackoff:     "1s..3s",
 	}
-	if kind == queueKind {
-		annotations[annotation.KeySource] = annotation.SourceAzureStorageQueue
+	switch kind {
+	case queueKind:
 		annotations[annotation.KeyQueue] = queue
-	} else {
-		annotations[annotation.KeySource] = annotation.SourceRedisStreams
+	case streamKind:
 		annotations[annotation.KeyStream] = queue
+	case eventKind:
+		annotations[annotation.KeyEventHub] = queue
+		annotations[annotation.KeyCheckpointSecret] = kind + "/checkpoints"
 	}
 	maps.Copy(annotations, special[queue])
 	full := make(map[string]string, len(annotations))

@@ -115,7 +115,7 @@ func (d *demo) inCluster(ctx context.Context) (err error) {
 	if d.manifest, err = readManifest(d.source); err != nil {
 		return err
 	}
-	d.manifest.adapt("lighterman-demo-"+rand.String(5), d.queue.connection())
+	d.manifest.adapt("lighterman-demo-"+rand.String(5), d.queue.secret())
 	remove, err := d.manifest.createNamespace(ctx, d.place.client)
 	if err != nil {
 		return err
@@ -298,7 +298,7 @@ func (d *demo) judge(ctx context.Context, tasks map[string]*task, remains left) 
 	}
 	wrong = append(wrong, verify(ctx, d.place.client, d.namespace(), tasks))
 	if remains.messages != 0 || remains.poisoned != 0 {
-		wrong = append(wrong, fmt.Errorf("the queue is not empty: %s", remains.words))
+		wrong = append(wrong, fmt.Errorf("something is left: %s", remains.words))
 	}
 	if err := errors.Join(wrong...); err != nil {
 		return err

@@ -13,19 +13,27 @@ import (
 )
 
 func TestDemo(t *testing.T) {
-	folder := ownTempFolder(t)
-	var out bytes.Buffer
-	if status := command(t.Context(), []string{"-tasks", "20", "-timeout", "3m"}, &out); status != 0 {
-		t.Errorf("exit status %d, want 0", status)
-	}
-	for _, want := range []string{"20 of 20 done", "the queue is empty: XLEN 0, XPENDING 0, poisoned 0", "p99"} {
-		if !strings.Contains(out.String(), want) {
-			t.Errorf("the output lacks %q", want)
-		}
-	}
-	nothingIsLeft(t, folder)
-	if t.Failed() {
-		t.Log(out.String())
+	for source, left := range map[string]string{
+		"redis":               "nothing is left: XLEN 0, XPENDING 0, poisoned 0",
+		"azure-storage-queue": "nothing is left: 0 messages, poisoned 0",
+		"azure-event-hubs":    "nothing is left: checkpoints/last events 4/4, 4/4, 4/4, 4/4, poisoned 0",
+	} {
+		t.Run(source, func(t *testing.T) {
+			folder := ownTempFolder(t)
+			var out bytes.Buffer
+			if status := command(t.Context(), []string{"-source", source, "-tasks", "20", "-timeout", "3m"}, &out); status != 0 {
+				t.Errorf("exit status %d, want 0", status)
+			}
+			for _, want := range []string{"20 of 20 done", left, "p99"} {
+				if !strings.Contains(out.String(), want) {
+					t.Errorf("the output lacks %q", want)
+				}
+			}
+			nothingIsLeft(t, folder)
+			if t.Failed() {
+				t.Log(out.String())
+			}
+		})
 	}
 }
 

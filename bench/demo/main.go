@@ -2,9 +2,9 @@
 // bench/.
 //
 // On a machine that has nothing but Go it builds a Kubernetes cluster and runs it, with a queue beside it, applies the
-// template that is embedded here (redis.yaml, azure-storage-queue.yaml), puts messages into the queue, runs the real
-// `lighterman run`, and checks what comes of it: one Job a message, the right answer from each, and an empty queue. demo.go is
-// the whole way at a glance.
+// template that is embedded here (redis.yaml, azure-storage-queue.yaml, azure-event-hubs.yaml), puts messages into the queue, runs the
+// real `lighterman run`, and checks what comes of it: one Job a message, the right answer from each, and nothing left to do. demo.go
+// is the whole way at a glance.
 package main
 
 import (
@@ -15,6 +15,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
@@ -22,10 +23,10 @@ import (
 	"k8s.io/klog/v2"
 )
 
-const usage = `Usage: make demo [CLUSTER=local|current] [SOURCE=redis|azure-storage-queue] [ARGS="-tasks 500"]
+const usage = `Usage: make demo [CLUSTER=local|current] [SOURCE=redis|azure-storage-queue|azure-event-hubs] [ARGS="-tasks 500"]
    or: cd bench && go run ./demo [flags]
 
-Puts messages into a queue, lets Lighterman run one Kubernetes Job for each, and ends when the queue is empty. Without
+Puts messages into a queue, lets Lighterman run one Kubernetes Job for each, and ends when all are done. Without
 flags it needs no cluster, no root and no account anywhere: it builds and starts all of it here, on 127.0.0.1, and stops it
 afterwards. The first run compiles Kubernetes, which takes some minutes; later ones start at once.
 
@@ -35,13 +36,16 @@ afterwards. The first run compiles Kubernetes, which takes some minutes; later o
   -source redis       an embedded Redis (the default)
   -source azure-storage-queue
                       Azurite, the emulator of Azure Storage; 'make deps' installs it
+  -source azure-event-hubs
+                      an embedded broker that speaks as Event Hubs does, with checkpoints in Azurite
   -tasks 100          how many messages
   -timeout 10m        the longest that all of it may take; building does not count
 
-What is applied is in bench/demo/redis.yaml and bench/demo/azure-storage-queue.yaml: start from there for templates of your own.
+What is applied is in bench/demo/redis.yaml, azure-storage-queue.yaml and azure-event-hubs.yaml: start from there for templates of
+your own.
 
-The exit status is 0 if every message was done by exactly one Job, every answer is right and the queue is empty. Ctrl-C stops and
-removes everything; a second one does not wait for that.
+The exit status is 0 if every message was done by exactly one Job, every answer is right and nothing is left in the queue, or, in
+an event hub, behind its checkpoints. Ctrl-C stops and removes everything; a second one does not wait for that.
 `
 
 func main() {
@@ -79,6 +83,9 @@ func command(ctx context.Context, args []string, out io.Writer) (status int) {
 	return 1
 }
 
+// sources are the queues that this demo knows; each has a manifest of that name.
+var sources = []string{"redis", "azure-storage-queue", "azure-event-hubs"}
+
 type options struct {
 	cluster string
 	source  string
@@ -105,8 +112,8 @@ func parse(args []string, out io.Writer) (options, error) {
 		return o, fmt.Errorf("unexpected argument %q; there are flags only", flags.Arg(0))
 	case o.cluster != "local" && o.cluster != "current":
 		return o, fmt.Errorf("-cluster %s: use local or current", o.cluster)
-	case o.source != "redis" && o.source != "azure-storage-queue":
-		return o, fmt.Errorf("-source %s: this demo knows redis and azure-storage-queue", o.source)
+	case !slices.Contains(sources, o.source):
+		return o, fmt.Errorf("-source %s: this demo knows redis, azure-storage-queue and azure-event-hubs", o.source)
 	case o.tasks < 1 || o.tasks > 100_000:
 		return o, fmt.Errorf("-tasks %d: must be from 1 to 100000", o.tasks)
 	case o.timeout <= 0:

@@ -81,6 +81,6 @@ func (c counts) format(elapsed time.Duration) string {
 		rate = float64(c.done+c.failed) / seconds
 	}
 	w := len(fmt.Sprint(c.queued + c.running + c.done + c.failed))
-	return fmt.Sprintf("queued %*d · running %*d · done %*d · failed %*d · %5.1f Jobs/s · %s",
+	return fmt.Sprintf("queued %*d · under way %*d · done %*d · failed %*d · %5.1f Jobs/s · %s",
 		w, c.queued, w, c.running, w, c.done, w, c.failed, rate, elapsed.Truncate(100*time.Millisecond))
 }

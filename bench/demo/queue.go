@@ -10,8 +10,8 @@ import (
 
 // A queue is where the messages come from, seen from the outside: by clients of its own, not by Lighterman's.
 type queue interface {
-	// connection is what goes into the template's Secret.
-	connection() string
+	// secret is what goes into the template's Secret, by key.
+	secret() map[string]string
 	// send puts the payloads in, in order, and tells the id of each and when it was sent.
 	send(ctx context.Context, payloads []string, sent func(i int, id string, at time.Time)) error
 	// left says what the queue still holds.
@@ -26,10 +26,13 @@ type left struct {
 }
 
 func startQueue(ctx context.Context, source, dir string) (queue, error) {
-	if source == "redis" {
-		return startRedis(ctx)
+	switch source {
+	case "azure-storage-queue":
+		return startStorageQueue(ctx, dir)
+	case "azure-event-hubs":
+		return startEventHub(ctx, dir)
 	}
-	return startStorageQueue(ctx, dir)
+	return startRedis(ctx)
 }
 
 // payload is a message: text with all that a careless shell would trip over.

@@ -28,7 +28,9 @@ func startRedis(context.Context) (queue, error) {
 	return &redisQueue{server: server, client: redis.NewClient(&redis.Options{Addr: server.Addr(), DisableIdentity: true})}, nil
 }
 
-func (q *redisQueue) connection() string { return "redis://" + q.server.Addr() + "/0" }
+func (q *redisQueue) secret() map[string]string {
+	return map[string]string{"url": "redis://" + q.server.Addr() + "/0"}
+}
 
 func (q *redisQueue) send(ctx context.Context, payloads []string, sent func(int, string, time.Time)) error {
 	const batch = 100

@@ -23,11 +23,7 @@ type storageQueue struct {
 }
 
 func startStorageQueue(ctx context.Context, dir string) (_ queue, err error) {
-	dir = filepath.Join(dir, "azurite")
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return nil, err
-	}
-	server, err := servers.StartAzurite(ctx, servers.AzuriteOptions{Dir: dir, InMemory: true})
+	server, err := startAzurite(ctx, dir, servers.AzuriteOptions{})
 	if err != nil {
 		return nil, err
 	}
@@ -46,7 +42,18 @@ func startStorageQueue(ctx context.Context, dir string) (_ queue, err error) {
 	return &storageQueue{server: server, client: client}, nil
 }
 
-func (q *storageQueue) connection() string { return q.server.ConnectionString() }
+// startAzurite starts one that keeps nothing, with a folder of its own.
+func startAzurite(ctx context.Context, dir string, o servers.AzuriteOptions) (*servers.Azurite, error) {
+	o.Dir, o.InMemory = filepath.Join(dir, "azurite"), true
+	if err := os.Mkdir(o.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	return servers.StartAzurite(ctx, o)
+}
+
+func (q *storageQueue) secret() map[string]string {
+	return map[string]string{"connection-string": q.server.ConnectionString()}
+}
 
 func (q *storageQueue) send(ctx context.Context, payloads []string, sent func(int, string, time.Time)) error {
 	const concurrency = 16 // each message is a request of its own
@@ -72,19 +79,19 @@ func (q *storageQueue) send(ctx context.Context, payloads []string, sent func(in
 func (q *storageQueue) left(ctx context.Context) (left, error) {
 	var l left
 	var err error
-	if l.messages, err = q.count(ctx, queueName); err != nil {
+	if l.messages, err = countMessages(ctx, q.client, queueName); err != nil {
 		return l, err
 	}
-	if l.poisoned, err = q.count(ctx, queueName+"-poison"); err != nil {
+	if l.poisoned, err = countMessages(ctx, q.client, queueName+"-poison"); err != nil {
 		return l, err
 	}
 	l.words = fmt.Sprintf("%d messages, poisoned %d", l.messages, l.poisoned)
 	return l, nil
 }
 
-// count is how many messages a queue holds, hidden ones included; none if it does not exist.
-func (q *storageQueue) count(ctx context.Context, name string) (int64, error) {
-	properties, err := q.client.NewQueueClient(name).GetProperties(ctx, nil)
+// countMessages is how many messages a queue holds, hidden ones included; none if it does not exist.
+func countMessages(ctx context.Context, client *azqueue.ServiceClient, name string) (int64, error) {
+	properties, err := client.NewQueueClient(name).GetProperties(ctx, nil)
 	if queueerror.HasCode(err, queueerror.QueueNotFound) {
 		return 0, nil
 	}

@@ -38,7 +38,7 @@ func (s summary) String() string {
 	var b strings.Builder
 	rate := float64(s.tasks) / max(s.took.Seconds(), 0.001)
 	fmt.Fprintf(&b, "%d of %d done in %s, %.1f Jobs/s; one Job for each message, every answer right\n", s.tasks, s.tasks, short(s.took), rate)
-	fmt.Fprintf(&b, "the queue is empty: %s\n\n", s.left)
+	fmt.Fprintf(&b, "nothing is left: %s\n\n", s.left)
 	fmt.Fprintf(&b, "%-26s%9s%9s%9s%9s\n", "latency", "p50", "p90", "p99", "max")
 	for _, row := range []struct {
 		name  string

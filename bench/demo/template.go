@@ -16,7 +16,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-//go:embed redis.yaml azure-storage-queue.yaml
+//go:embed redis.yaml azure-storage-queue.yaml azure-event-hubs.yaml
 var manifests embed.FS
 
 // A manifest is what one of the YAML files holds.
@@ -45,11 +45,11 @@ func readManifest(source string) (*manifest, error) {
 }
 
 // adapt puts in what is known only now.
-func (m *manifest) adapt(namespace, connection string) {
+func (m *manifest) adapt(namespace string, secret map[string]string) {
 	m.namespace.Name = namespace
 	m.secret.Namespace, m.template.Namespace = namespace, namespace
 	for key := range m.secret.StringData {
-		m.secret.StringData[key] = connection
+		m.secret.StringData[key] = secret[key]
 	}
 }
 

@@ -40,8 +40,8 @@ func TestPercentiles(t *testing.T) {
 func TestProgressLine(t *testing.T) {
 	t.Parallel()
 	for want, c := range map[string]counts{
-		"queued 100 · running   0 · done   0 · failed   0 ·   0.0 Jobs/s · 2.5s": {queued: 100},
-		"queued  62 · running  20 · done  17 · failed   1 ·   7.2 Jobs/s · 2.5s": {queued: 62, running: 20, done: 17, failed: 1},
+		"queued 100 · under way   0 · done   0 · failed   0 ·   0.0 Jobs/s · 2.5s": {queued: 100},
+		"queued  62 · under way  20 · done  17 · failed   1 ·   7.2 Jobs/s · 2.5s": {queued: 62, running: 20, done: 17, failed: 1},
 	} {
 		if got := c.format(2549 * time.Millisecond); strings.ReplaceAll(got, "7.1", "7.2") != want {
 			t.Errorf("got  %q\nwant %q", got, want)
@@ -59,7 +59,7 @@ func TestScreen(t *testing.T) {
 	s.progress(counts{queued: 1}, 0, false)
 	s.progress(counts{queued: 1}, 0, false) // too soon
 	s.line("a note")
-	if got, want := out.String(), "\r\033[Kqueued 1 · running \r\033[Ka note\n"; got != want {
+	if got, want := out.String(), "\r\033[Kqueued 1 · under wa\r\033[Ka note\n"; got != want {
 		t.Errorf("a terminal is sent %q, want %q", got, want)
 	}
 
@@ -76,13 +76,12 @@ func TestScreen(t *testing.T) {
 func TestFlags(t *testing.T) {
 	t.Parallel()
 	for args, want := range map[string]string{
-		"-source azure-event-hubs": "this demo knows redis and azure-storage-queue",
-		"-source storage-queue":    "this demo knows redis and azure-storage-queue",
-		"-cluster mine":            "use local or current",
-		"-tasks 0":                 "from 1 to 100000",
-		"-timeout 0s":              "must be above 0",
-		"go":                       "unexpected argument",
-		"-colour":                  "-colour",
+		"-source storage-queue": "this demo knows redis, azure-storage-queue and azure-event-hubs",
+		"-cluster mine":         "use local or current",
+		"-tasks 0":              "from 1 to 100000",
+		"-timeout 0s":           "must be above 0",
+		"go":                    "unexpected argument",
+		"-colour":               "-colour",
 	} {
 		var out bytes.Buffer
 		if status := command(t.Context(), strings.Fields(args), &out); status != 2 || !strings.Contains(out.String(), want) {
@@ -98,7 +97,7 @@ func TestFlags(t *testing.T) {
 // What people copy must be what lighterman takes.
 func TestManifests(t *testing.T) {
 	t.Parallel()
-	for _, source := range []string{"redis", "azure-storage-queue"} {
+	for _, source := range sources {
 		m, err := readManifest(source)
 		if err != nil {
 			t.Fatal(err)
@@ -110,14 +109,30 @@ func TestManifests(t *testing.T) {
 		if _, err := jobs.FromCronJob(&m.template, annotation.Strip); err != nil {
 			t.Errorf("%s: %v", source, err)
 		}
-		m.adapt("elsewhere", "there")
-		if got := m.secret.StringData[specs[0].ConnectionSecret.Key]; got != "there" || m.secret.Name != specs[0].ConnectionSecret.Name {
-			t.Errorf("%s: the template reads %v, and the Secret %s holds %q", source, specs[0].ConnectionSecret, m.secret.Name, got)
+		there := map[string]string{}
+		for _, key := range secretKeys(specs[0]) {
+			if m.secret.Name != key.Name || m.secret.StringData[key.Key] == "" {
+				t.Errorf("%s: the template reads %v, and the Secret %s holds %v", source, key, m.secret.Name, m.secret.StringData)
+			}
+			there[key.Key] = "there"
+		}
+		m.adapt("elsewhere", there)
+		if diff := cmp.Diff(there, m.secret.StringData); diff != "" {
+			t.Errorf("%s: what is put into the Secret (-want +got):\n%s", source, diff)
 		}
 		if m.secret.Namespace != "elsewhere" || m.template.Namespace != "elsewhere" || m.namespace.Name != "elsewhere" {
 			t.Errorf("%s: an object stayed in its namespace", source)
 		}
 	}
+}
+
+// secretKeys are the keys of Secrets that a set of annotations names.
+func secretKeys(spec *annotation.Spec) []annotation.SecretKey {
+	keys := []annotation.SecretKey{spec.ConnectionSecret}
+	if spec.Source == annotation.SourceAzureEventHubs {
+		keys = append(keys, spec.CheckpointSecret)
+	}
+	return keys
 }
 
 func TestPayload(t *testing.T) {

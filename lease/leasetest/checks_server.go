@@ -87,7 +87,7 @@ func checkServerRestart(t T, h Harness) {
 	held := receive(t, s, 2, patience)
 	q.Restart(t)
 	// The same source recovers by itself; the first calls may still meet broken connections.
-	eventually(t, patience, func() error { return s.Check(t.Context()) })
+	eventually(t, func() error { return s.Check(t.Context()) })
 	succeed(t, "Extend of leases from before the restart", s.Extend(t.Context(), held))
 	rest := receive(t, s, 3, patience)
 	for _, l := range rest {
@@ -122,7 +122,7 @@ func checkServerRestart(t T, h Harness) {
 	}()
 	q.Restart(t)
 	<-stopped
-	eventually(t, patience, func() error { return s.Check(t.Context()) })
+	eventually(t, func() error { return s.Check(t.Context()) })
 	succeed(t, "Complete after a restart", s.Complete(t.Context(), append(held, rest...)))
 	gone(t, s)
 }

@@ -97,7 +97,7 @@ func another(t T, q Queue, first lease.Source, leaseDuration time.Duration) leas
 func toldLost(t T, s lease.Source, leases []*lease.Lease) {
 	t.Helper()
 	for _, l := range leases {
-		eventually(t, patience, func() error {
+		eventually(t, func() error {
 			if errs := s.Extend(t.Context(), []*lease.Lease{l}); len(errs) != 1 || !errors.Is(errs[0], lease.ErrLost) {
 				return unexpected("Extend of a lease that another source took over", errs, lease.ErrLost)
 			}

@@ -134,16 +134,16 @@ func tick(t T) {
 }
 
 // eventually looks until condition is nil.
-func eventually(t T, within time.Duration, condition func() error) {
+func eventually(t T, condition func() error) {
 	t.Helper()
-	deadline := time.Now().Add(within)
+	deadline := time.Now().Add(patience)
 	for {
 		err := condition()
 		if err == nil {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("not within %s: %v", within, err)
+			t.Fatalf("not within %s: %v", patience, err)
 		}
 		tick(t)
 	}
@@ -201,7 +201,7 @@ func gone(t T, s lease.Source) {
 func backlog(t T, s lease.Source, n int64) lease.Backlog {
 	t.Helper()
 	var b lease.Backlog
-	eventually(t, patience, func() error {
+	eventually(t, func() error {
 		var err error
 		if b, err = s.Backlog(t.Context()); err != nil {
 			return err

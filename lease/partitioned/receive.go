@@ -24,7 +24,7 @@ func (s *Source) Receive(ctx context.Context, limit int) ([]*lease.Lease, error)
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		leases, err, changed, next := s.take(limit)
+		leases, changed, next, err := s.take(limit)
 		left := time.Until(giveUp)
 		if len(leases) > 0 || err != nil || left <= 0 {
 			return leases, err
@@ -47,11 +47,11 @@ func (s *Source) start() {
 		return
 	}
 	s.started = true
-	s.workers.Go(func() { s.watch(s.ctx) })
+	s.spawn(s.watch)
 }
 
 // take hands out what there is. Where there is nothing, it says what to wait for: a change, or that much time.
-func (s *Source) take(limit int) (leases []*lease.Lease, err error, changed <-chan struct{}, next time.Duration) { //nolint:revive // the error is one of two answers
+func (s *Source) take(limit int) (leases []*lease.Lease, changed <-chan struct{}, next time.Duration, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
@@ -86,7 +86,7 @@ func (s *Source) take(limit int) (leases []*lease.Lease, err error, changed <-ch
 	if len(leases) == 0 {
 		err = s.failure()
 	}
-	return leases, err, s.changed, next
+	return leases, s.changed, next, err
 }
 
 // failure is why nothing at all can be received; nil where at least one partition can be read. The caller holds the mutex.

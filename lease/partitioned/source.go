@@ -87,7 +87,8 @@ const (
 type Source struct {
 	cfg Config
 
-	ctx     context.Context // ends with Close
+	// spawn starts a goroutine whose context ends with Close, which cancel does.
+	spawn   func(work func(context.Context))
 	cancel  context.CancelFunc
 	workers sync.WaitGroup
 
@@ -130,7 +131,9 @@ func New(c Config) *Source {
 		changed:    make(chan struct{}),
 		confirming: make(chan struct{}, 1),
 	}
-	s.ctx, s.cancel = context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(context.Background())
+	s.cancel = cancel
+	s.spawn = func(work func(context.Context)) { s.workers.Go(func() { work(ctx) }) }
 	return s
 }
 

@@ -54,8 +54,8 @@ func (s *Source) survey(ctx context.Context) error {
 		p := newPartition(s, id)
 		s.partitions[id] = p
 		s.order = append(s.order, p)
-		s.workers.Go(func() { p.read(s.ctx) })
-		s.workers.Go(func() { p.keep(s.ctx) })
+		s.spawn(p.read)
+		s.spawn(p.keep)
 	}
 	return nil
 }
