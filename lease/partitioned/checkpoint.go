@@ -89,12 +89,15 @@ func (p *partition) keep(ctx context.Context) {
 // mostOften is how many checkpoints of a partition are written in a CheckpointInterval at most, however many events there are.
 const mostOften = 5
 
+// mostUnsure is for how long at most nobody looks whether a partition is still ours, however long leases last.
+const mostUnsure = time.Minute
+
 // nextKeep is how long there is nothing to do. The caller holds the mutex.
 func (p *partition) nextKeep(now time.Time) time.Duration {
 	if !p.claimed {
 		return time.Hour
 	}
-	next := p.ownedAt.Add(p.cfg.LeaseDuration / 4).Sub(now)
+	next := p.ownedAt.Add(min(p.cfg.LeaseDuration/4, mostUnsure)).Sub(now)
 	if !p.settledAt.IsZero() {
 		next = min(next, p.settledAt.Add(p.cfg.CheckpointInterval).Sub(now))
 		if p.window.head >= p.cfg.CheckpointEvents {

@@ -11,7 +11,7 @@
 // A log has no server that grants a lease for a time, so who owns a partition is decided by two parties. The log itself lets only the reader with the
 // highest level read. And the checkpoint's version is the fence: before the first event is handed out, the new owner writes the checkpoint anew, and
 // from then on nothing that a former owner writes is taken. That owner learns of it when it next extends a lease or moves the checkpoint, at the
-// latest a quarter of a lease later, and all its leases are lost. An event on the link comes first: it proves that the log takes us for the owner, so
+// latest a quarter of a lease or a minute later, and all its leases are lost. An event on the link comes first: it proves that the log takes us for the owner, so
 // that a former one, whom the log does not let read, never claims the checkpoint back.
 //
 // To complete an event, or to poison it, is final only once the checkpoint has passed it. Source is a lease.Confirmer for that reason: until a
