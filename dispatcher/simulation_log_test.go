@@ -72,6 +72,7 @@ func (w *simulation) cut(c cut, begin bool) {
 	w.note("broker", map[bool]string{true: "cut", false: "mend"}[begin], q.name, "partition "+strconv.Itoa(c.partition))
 	w.mu.Unlock()
 	switch {
+	case q.calm:
 	case c.partition != everyone:
 		q.log.Seize(strconv.Itoa(c.partition), begin && !healed)
 	case begin && !healed:
@@ -178,8 +179,9 @@ func (s *simLogSource) operate(ctx context.Context, op string, leases []*lease.L
 	}
 	for i, l := range leases {
 		ok := errs == nil || errs[i] == nil
-		if (op == "complete" || op == "poison") && ok {
-			s.w.checkCalm(s.q.messages[l.ID]) // what comes before it may hold back the checkpoint
+		if m := s.q.messages[l.ID]; (op == "complete" || op == "poison") && ok && !m.done {
+			m.done = true
+			s.w.checkCalm(m) // what comes before it may hold back the checkpoint
 		}
 		if h := s.held[l.ID]; h != nil && h.lease == l && l.Deadline().After(h.until) { // to poison is to extend first
 			h.lapsed = h.lapsed || time.Now().After(h.until)

@@ -28,6 +28,7 @@ type simMessage struct {
 	succeeded bool // a Job of it has the condition Complete
 	meddled   bool // a person deleted a Job of it, and with it the record
 	copied    bool // it was copied aside, which is final only with the checkpoint
+	done      bool // it has been completed or copied, final or not
 	ended     string
 	endedAt   time.Time
 }
