@@ -23,6 +23,7 @@ type effect struct {
 	target    string
 	takeovers []time.Duration // one for each shard that changed hands and had messages
 	missing   int             // shards of which no Job was created within takeoverPatience
+	setBack   int             // checkpoints that lost what was written last
 }
 
 // faults are injected in this order, again and again.
@@ -43,10 +44,10 @@ var faults = []fault{
 	{"API server: drops", onAPIServer(dropping)},
 	{"kill -9 Azurite", (*chaos).killAzurite},
 	{"Redis: delays", onStreams(delaying)},
+	{kindLost, (*chaos).loseCheckpoints},
 	{"leader cut off", (*chaos).cutOffLeader},
 	{"Event Hubs: detach", (*chaos).detachReceivers},
 	{"kill -9 etcd", (*chaos).killEtcd},
-	{"checkpoints lost", (*chaos).loseCheckpoints},
 	{"API server: 503", onAPIServer(refusing)},
 	{"Event Hubs: slow", (*chaos).slowHubs},
 	{"Azure Storage: delays", onStorage(delaying)},

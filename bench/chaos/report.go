@@ -73,16 +73,20 @@ func (c *chaos) table(v *verdict) string {
 // nextOfEvents adds how long it took until the next Job of an event, where a fault is one of the event hubs. Unlike that of any Job, it is not
 // waited for, and there may have been no event.
 func (c *chaos) nextOfEvents(kind string) string {
-	if !strings.HasPrefix(kind, "Event Hubs:") && kind != "checkpoints lost" {
+	if !strings.HasPrefix(kind, "Event Hubs:") && kind != kindLost {
 		return ""
 	}
-	slowest := time.Duration(-1)
+	slowest, setBack := time.Duration(-1), 0
 	for _, e := range c.events {
+		setBack += e.setBack
 		if e.kind == kind {
 			if after, ok := c.watcher.firstSince(e.at, sourceOf[eventKind]); ok {
 				slowest = max(slowest, after)
 			}
 		}
+	}
+	if kind == kindLost {
+		return fmt.Sprintf(", that of an event %s, %d checkpoints set back", short(slowest), setBack)
 	}
 	return ", that of an event " + short(slowest)
 }
