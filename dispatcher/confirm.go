@@ -81,12 +81,16 @@ func (l *lane) markSettled(messageID string, o outcome) {
 	}
 }
 
+// markFinalEvery is how often a lane looks for such Jobs: it looks at all.
+const markFinalEvery = time.Minute
+
 // markFinal marks the finished Jobs whose messages the source knows to be settled for good, although nobody could note it: a former leader crashed
 // in between.
 func (l *lane) markFinal() {
-	if l.confirmer == nil {
+	if l.confirmer == nil || time.Since(l.markedFinalAt) < markFinalEvery {
 		return
 	}
+	l.markedFinalAt = time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, job := range l.tracker.OfSource(l.identity) {
@@ -113,15 +117,11 @@ func (l *lane) allFinal(id jobs.Identity) bool {
 // watchHeldBack tells of a message that has kept those after it from being final for long.
 func (l *lane) watchHeldBack(b lease.Backlog) {
 	object := l.settings.Load().object
-	if b.HeldBack == 0 || b.HeldBackBy != l.heldBackBy {
-		l.heldBackBy, l.heldBackSince = b.HeldBackBy, time.Now()
-	}
-	held := time.Since(l.heldBackSince)
-	if b.HeldBack == 0 || held < heldBackPatience && !b.HeldBackFull {
+	if b.HeldBack == 0 || b.HeldBackFor < heldBackPatience && !b.HeldBackFull {
 		l.report.resolved(object, aboutHeldBack)
 		return
 	}
-	l.report.problem(object, heldBackProblem(b, held))
+	l.report.problem(object, heldBackProblem(b))
 }
 
 // heldBackPatience is how long a message may hold others back until a person is told.

@@ -173,8 +173,12 @@ func (d *discovery) keepOurs(c *candidate, err error) bool {
 		return d.cfg.Lock.shardOf(c.ref.String()) == d.shard
 	}
 	c.specs = slices.DeleteFunc(c.specs, func(s *annotation.Spec) bool {
-		// Of two templates on one source, one must be refused; so those that might be on one are in one shard.
-		return d.cfg.Lock.shardOf(s.Source, s.Entity(), s.ConsumerGroup) != d.shard
+		// Of two templates on one source, one must be refused; so those that might be on one are in one shard. Event Hubs tells no cases apart.
+		entity, group := s.Entity(), s.ConsumerGroup
+		if s.Source == annotation.SourceAzureEventHubs {
+			entity, group = strings.ToLower(entity), strings.ToLower(group)
+		}
+		return d.cfg.Lock.shardOf(s.Source, entity, group) != d.shard
 	})
 	return len(c.specs) > 0
 }

@@ -72,9 +72,8 @@ type lane struct {
 	stopping   bool // launches nothing more
 	stoppedAt  time.Time
 
-	// heldBackBy is the message that holds others back, since heldBackSince. They are readBacklog's.
-	heldBackBy    string
-	heldBackSince time.Time
+	// markedFinalAt is when markFinal last looked. It is readBacklog's.
+	markedFinalAt time.Time
 
 	quit     chan struct{} // closed by stop
 	stopOnce sync.Once
@@ -441,6 +440,9 @@ func (l *lane) lost(held *lease.Lease, err error) {
 		if t.state == queued {
 			l.remove(t)
 		}
+	}
+	if l.packing() {
+		wake(l.wakeReceive) // fewer are held
 	}
 	l.mu.Unlock()
 	l.endIfEmpty()

@@ -330,14 +330,15 @@ func partitionProblem(spec *annotation.Spec, err error) problem {
 
 // noticeProblem tells of something that has happened to a source, and is over.
 func noticeProblem(err error) problem {
-	return problem{about: aboutReset, key: err.Error(), reason: "SourceReset", text: err.Error()}
+	return problem{about: aboutReset, key: lease.Class(err), reason: "SourceReset", text: err.Error()}
 }
 
-func heldBackProblem(b lease.Backlog, held time.Duration) problem {
-	text := fmt.Sprintf("message %s is not settled after %v, and %d that came after it and are settled wait for it: the checkpoint cannot pass it, and their Jobs "+
-		"stay until then; look at its Job, and give its Jobs an activeDeadlineSeconds so that one that hangs fails", b.HeldBackBy, held.Round(time.Second), b.HeldBack)
+func heldBackProblem(b lease.Backlog) problem {
+	text := fmt.Sprintf("%d messages are settled and wait for older ones that are not, such as %s, for %v by now: no checkpoint can pass those, and the Jobs "+
+		"of all stay until then; look at the Job of that one, and give Jobs an activeDeadlineSeconds so that one that hangs fails",
+		b.HeldBack, b.HeldBackBy, b.HeldBackFor.Round(time.Second))
 	if b.HeldBackFull {
-		text += "; so many wait that no more are received from its partition"
+		text += "; so many wait that a partition is not read further"
 	}
 	return problem{about: aboutHeldBack, key: b.HeldBackBy, reason: "CheckpointHeldBack", text: text}
 }

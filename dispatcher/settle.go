@@ -266,6 +266,9 @@ func (l *lane) settled(c claim, err error) {
 		wake(l.wakeSettle)
 		wake(l.wakeMark) // it ends when nothing is left to settle
 	}
+	if l.packing() {
+		wake(l.wakeReceive) // fewer are held
+	}
 }
 
 // afterSettling draws the conclusions of a message that is settled. The caller holds the mutex.

@@ -114,10 +114,12 @@ type Backlog struct {
 	Leased int64
 	// Unconfirmed is how many are settled, and not counted in Messages, whose settlement is not final yet; see Confirmer.
 	Unconfirmed int64
-	// HeldBack is how many of those wait for older messages that are not settled, and HeldBackBy names the one which most of them wait for.
-	HeldBack   int64
-	HeldBackBy string
-	// HeldBackFull says that so many wait for it that its partition is not read further.
+	// HeldBack is how many of those wait for older messages that are not settled. HeldBackBy names the message that has others wait for longest, for
+	// HeldBackFor as far as that was looked at.
+	HeldBack    int64
+	HeldBackBy  string
+	HeldBackFor time.Duration
+	// HeldBackFull says that so many wait that a part of the source is not read further.
 	HeldBackFull bool
 	// Problem is why a part of the source does not do its work, while others do; nil where all is well.
 	Problem error

@@ -34,11 +34,7 @@ func (p *partition) claim(ctx context.Context) error {
 		sent := time.Now()
 		version, err := p.cfg.Checkpoints.Store(ctx, p.id, c, version)
 		if err == nil {
-			p.mu.Lock()
-			p.version, p.claimed, p.ownedAt = version, true, sent
-			p.mu.Unlock()
-			signal(p.due)
-			return nil
+			return p.claimedBy(ctx, c, version, sent)
 		}
 		if !errors.Is(err, ErrChanged) {
 			return err
@@ -57,6 +53,18 @@ func (p *partition) claim(ctx context.Context) error {
 		p.mu.Unlock()
 	}
 	return ctx.Err()
+}
+
+// claimedBy takes note that the checkpoint is ours, unless the partition was lost meanwhile.
+func (p *partition) claimedBy(ctx context.Context, c Checkpoint, version string, sent time.Time) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if ctx.Err() != nil || !p.loaded {
+		return errRestart
+	}
+	p.base, p.version, p.claimed, p.ownedAt = c, version, true, sent
+	signal(p.due)
+	return nil
 }
 
 // keep writes checkpoints when they are due, and makes sure now and then that the partition is ours, until ctx ends.

@@ -1,9 +1,11 @@
 package partitioned
 
 import (
+	"container/heap"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -24,8 +26,10 @@ type partition struct {
 
 	// The source's mutex guards the rest.
 	window window
-	// received is the sequence number of the last event that was read.
+	// received is the sequence number of the last event that was read, or of the checkpoint.
 	received int64
+	// waiting is how many events of the window are to be handed out again.
+	waiting int
 	// base is the checkpoint as far as it has moved in the store, and version the store's version of it.
 	base    Checkpoint
 	version string
@@ -37,8 +41,20 @@ type partition struct {
 	writtenAt time.Time
 	// settledAt is when the first event was settled that no checkpoint has passed, and that one could; zero where there is none.
 	settledAt time.Time
-	// anew says that the log was made anew, so that the checkpoint is of another one.
-	anew bool
+	// anew says that the log was made anew, so that the checkpoint is of another one; createdAt is when the log was made that was opened last.
+	anew      bool
+	createdAt time.Time
+	// late says that the partition was added while others were read: its first events are new, too. What was there when a partition was first looked at is
+	// in seen.
+	late bool
+	seen *Ends
+	// beyondSince is since when the partition is said to end before what we know of; zero while it is not. What the log says of itself can be a while old.
+	beyondSince time.Time
+	// heldBy is the event that holds others back, since heldSince.
+	heldBy    string
+	heldSince time.Time
+	// stop ends both goroutines.
+	stop context.CancelFunc
 	// stopReading ends the reading that is under way.
 	stopReading context.CancelCauseFunc
 	// readErr and storeErr are why the partition is not read, or its checkpoint not written; nil while all is well.
@@ -130,13 +146,16 @@ const recovered = 3 * time.Second
 func (p *partition) expectRecovery() *time.Timer {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.readErr == nil {
+	failed := p.readErr
+	if failed == nil {
 		return nil
 	}
 	return time.AfterFunc(recovered, func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		p.readErr = nil
+		if p.readErr == failed { //nolint:errorlint // it is this very one
+			p.readErr = nil
+		}
 	})
 }
 
@@ -158,82 +177,134 @@ func (p *partition) readFailed(ctx context.Context, err error) error {
 	return err
 }
 
-// begin says where to read from: after what was read last, or, if that is not known or not good any more, after the checkpoint.
+// begin says where to read from: after what was read last, or, if that is not known, after the checkpoint.
 func (p *partition) begin(ctx context.Context) (Start, error) {
 	asking, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	p.mu.Lock()
-	failed, before := p.readErr != nil, p.received
+	look := p.readErr != nil || p.anew
 	p.mu.Unlock()
-	if failed {
+	if look {
 		// A log that was made anew shows itself by this first of all.
 		if err := p.survey(asking); err != nil {
 			return Start{}, err
 		}
 	}
-	ends, err := p.cfg.Log.Ends(asking, p.id)
-	if err != nil {
-		return Start{}, err
-	}
 	p.mu.Lock()
-	if p.claimed && ends.Last < before {
-		p.lose()
-		p.anew = true
-	}
-	claimed, anew, received, created := p.claimed, p.anew, p.received, p.created
+	claimed, received := p.claimed, p.received
 	p.mu.Unlock()
 	if claimed {
 		return Start{After: received}, nil
+	}
+	if err := p.look(asking); err != nil {
+		return Start{}, err
 	}
 	if err := p.lockStore(asking); err != nil {
 		return Start{}, err
 	}
 	defer p.unlockStore()
-	stored, err := p.load(asking, ends, anew, created)
+	p.mu.Lock()
+	anew, created := p.anew, p.created
+	p.mu.Unlock()
+	stored, err := p.load(asking, anew, created)
 	if err != nil {
 		return Start{}, err
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.base, p.version, p.loaded, p.anew = stored.Checkpoint, stored.Version, true, false
-	p.received = stored.Sequence
+	if ctx.Err() != nil {
+		return Start{}, errRestart // it was found to have been made anew meanwhile
+	}
+	p.base, p.version, p.loaded, p.anew, p.createdAt = stored.Checkpoint, stored.Version, true, false, created
+	p.received, p.beyondSince = stored.Sequence, time.Time{}
 	if stored.Offset == NoOffset && !p.cfg.Start.At.IsZero() {
 		return Start{At: p.cfg.Start.At}, nil
 	}
 	return Start{After: stored.Sequence}, nil
 }
 
-// load reads the checkpoint, or makes the one to begin with: where there is none, or where it is of another log. That one is written at once: had we
-// begun at the latest event and crashed, it would be another one the next time.
-func (p *partition) load(ctx context.Context, ends Ends, anew bool, created time.Time) (Stored, error) {
+// look remembers where a partition ended when it was first looked at, where that is where to begin.
+func (p *partition) look(ctx context.Context) error {
+	p.mu.Lock()
+	known := p.seen != nil || !p.cfg.Start.Latest || p.late
+	p.mu.Unlock()
+	if known {
+		return nil
+	}
+	ends, err := p.cfg.Log.Ends(ctx, p.id)
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	p.seen = &ends
+	p.mu.Unlock()
+	return nil
+}
+
+// load reads the checkpoint, or makes the one to begin with: where there is none, or where it is of another log. Where there is none, it is written at
+// once: had we begun at the latest event and crashed, it would be another one the next time. Whatever else there is stays until an event has proved that
+// the partition is ours (see claim).
+func (p *partition) load(ctx context.Context, anew bool, created time.Time) (Stored, error) {
 	stored, err := p.cfg.Checkpoints.Load(ctx, p.id)
 	if err != nil {
 		return Stored{}, err
 	}
-	first := Checkpoint{Sequence: ends.First - 1, Offset: NoOffset, Owner: p.cfg.Owner}
+	// Asked afterwards: the checkpoint may move while we ask, and must not seem to be beyond the end.
+	ends, err := p.cfg.Log.Ends(ctx, p.id)
+	if err != nil {
+		return Stored{}, err
+	}
+	first := Stored{Checkpoint: Checkpoint{Sequence: ends.First - 1, Offset: NoOffset, Owner: p.cfg.Owner}, Version: stored.Version}
 	switch {
 	case stored.Version == "":
-		if p.cfg.Start.Latest && !anew && ends.Last >= ends.First {
-			first.Sequence, first.Offset = ends.Last, ends.LastOffset
+		if p.seen != nil && !anew && p.seen.Last >= p.seen.First {
+			first.Sequence, first.Offset = p.seen.Last, p.seen.LastOffset
 		}
-	case anew, created.After(stored.WrittenAt.Add(clockSkew)):
+		first.Version, err = p.cfg.Checkpoints.Store(ctx, p.id, first.Checkpoint, "")
+		if errors.Is(err, ErrChanged) {
+			err = errRestart // somebody was faster
+		}
+		return first, err
+	case anew && p.ours(stored), created.After(stored.WrittenAt.Add(clockSkew)):
 		p.notice(fmt.Errorf("partition %s of %s was made anew since its checkpoint at %d was written; it is read from its beginning: %w",
 			p.id, p.cfg.Name, stored.Sequence, lease.ErrReset))
+		return first, nil
 	case stored.Sequence > max(ends.Last, ends.First-1):
-		p.notice(fmt.Errorf("partition %s of %s ends at %d, before its checkpoint at %d: it was made anew, or the checkpoint was changed; it is read "+
-			"from its beginning: %w", p.id, p.cfg.Name, ends.Last, stored.Sequence, lease.ErrReset))
-	default:
-		if missing := ends.First - 1 - stored.Sequence; missing > 0 {
-			p.notice(fmt.Errorf("%d events of partition %s of %s expired before they were dispatched, from %d on; let the log keep events for longer, or "+
-				"dispatch faster: %w", missing, p.id, p.cfg.Name, stored.Sequence+1, lease.ErrReset))
+		what := fmt.Sprintf("it ends at %d, before its checkpoint at %d: it was made anew, or the checkpoint was changed", ends.Last, stored.Sequence)
+		if !p.certainlyBeyond() {
+			return Stored{}, fmt.Errorf("%s; should it stay so for %v, it is read from its beginning", what, staleness)
 		}
-		return stored, nil
+		p.notice(fmt.Errorf("partition %s of %s is read from its beginning, since %s: %w", p.id, p.cfg.Name, what, lease.ErrReset))
+		return first, nil
 	}
-	version, err := p.cfg.Checkpoints.Store(ctx, p.id, first, stored.Version)
-	if errors.Is(err, ErrChanged) {
-		return Stored{}, errRestart // somebody was faster
+	if missing := ends.First - 1 - stored.Sequence; missing > 0 {
+		p.notice(p.expired(missing, stored.Sequence+1))
 	}
-	return Stored{Checkpoint: first, Version: version}, err
+	return stored, nil
+}
+
+// staleness is for how long a partition must be said to end before what we know of it until we believe it: what a log says of itself can be older than what
+// was read of it.
+const staleness = time.Minute
+
+// certainlyBeyond takes note that the partition is said to end before what we know of, and reports whether it has been for long. It takes the mutex.
+func (p *partition) certainlyBeyond() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.beyond()
+}
+
+// beyond is certainlyBeyond. The caller holds the mutex.
+func (p *partition) beyond() bool {
+	if p.beyondSince.IsZero() {
+		p.beyondSince = time.Now()
+	}
+	return time.Since(p.beyondSince) >= staleness
+}
+
+func (p *partition) expired(n, from int64) error {
+	return fmt.Errorf("%d events of partition %s of %s expired before they were dispatched, from %d on; let the log keep events for longer, or dispatch faster: %w",
+		n, p.id, p.cfg.Name, from, lease.ErrReset)
 }
 
 // clockSkew is by how much the clocks of the log and of the checkpoints may differ, with what the latter's is rounded by.
@@ -263,7 +334,9 @@ func (p *partition) lose() {
 	for _, e := range p.window.clear() {
 		p.confirmed = append(p.confirmed, lease.Confirmation{ID: e.id, Undone: true})
 	}
-	p.loaded, p.claimed, p.settledAt, p.storeErr = false, false, time.Time{}, nil
+	p.again = slices.DeleteFunc(p.again, func(e *entry) bool { return e.status == dropped })
+	heap.Init(&p.again)
+	p.loaded, p.claimed, p.waiting, p.settledAt, p.storeErr = false, false, 0, time.Time{}, nil
 	signal(p.confirming)
 	p.wakeAll()
 }
@@ -290,7 +363,7 @@ const leastShare = 16
 
 // room is how many events to read: a share of those that were asked for. The caller holds the mutex.
 func (p *partition) room() int {
-	if p.window.heldBack() >= p.cfg.MaxHeldBack {
+	if p.window.heldBack()+p.waiting >= p.cfg.MaxHeldBack {
 		return 0
 	}
 	share := max((p.appetite+len(p.order)-1)/len(p.order), min(p.appetite, leastShare))

@@ -168,6 +168,7 @@ func (e *entry) grant() *lease.Lease {
 
 // handOutAgain is grant with a lease of its own, so that the one before stays dead.
 func (e *entry) handOutAgain() *lease.Lease {
+	e.partition.waiting--
 	e.lease = &lease.Lease{Message: e.lease.Message}
 	return e.grant()
 }
@@ -209,5 +210,6 @@ func later(a, b time.Time) time.Time {
 // giveBack has an event handed out again, at a time. The caller holds the mutex.
 func (s *Source) giveBack(e *entry, due time.Time) {
 	e.status, e.at = waiting, due
+	e.partition.waiting++
 	heap.Push(&s.again, e)
 }

@@ -12,7 +12,8 @@
 // highest level read. And the checkpoint's version is the fence: before the first event is handed out, the new owner writes the checkpoint anew, and
 // from then on nothing that a former owner writes is taken. That owner learns of it when it next extends a lease or moves the checkpoint, at the
 // latest a quarter of a lease or a minute later, and all its leases are lost. An event on the link comes first: it proves that the log takes us for the owner, so
-// that a former one, whom the log does not let read, never claims the checkpoint back.
+// that a former one, whom the log does not let read, does not claim the checkpoint back. (One that was paused between the two may, once. The leases of the
+// other are lost then, and its Jobs are adopted; nothing else is.)
 //
 // To complete an event, or to poison it, is final only once the checkpoint has passed it. Source is a lease.Confirmer for that reason: until a
 // settlement is confirmed, a crash has the event handed out again, and its Job must stay to tell that it was done. An event that takes long holds
@@ -55,7 +56,8 @@ type Config struct {
 	// Owner names us in checkpoints. No other process may have the same.
 	Owner string
 
-	// MaxHeldBack is how many settled events of a partition may wait for one before them until no more are read. Default 10,000.
+	// MaxHeldBack is how many events of a partition may be settled and wait for one before them, or wait for another attempt, until no more are read. Default
+	// 10,000.
 	MaxHeldBack int
 	// CheckpointInterval and CheckpointEvents say when a checkpoint is written: that long after an event was settled, or once so many are. Default a
 	// second and 1,000.
@@ -79,7 +81,7 @@ const (
 	surveyInterval = 30 * time.Second
 	// callTimeout bounds what is asked of the log and of the store in the background.
 	callTimeout = 10 * time.Second
-	// closeTime is how long Close may take to write the last checkpoints.
+	// closeTime is how long it may take to end the reading of a partition.
 	closeTime = 2 * time.Second
 )
 
@@ -154,17 +156,11 @@ func (s *Source) Check(ctx context.Context) error {
 	return s.cfg.Poison.Check(ctx)
 }
 
-// Close implements lease.Source. It writes the last checkpoints before.
+// Close implements lease.Source. It writes no checkpoint: whoever cares calls Flush before.
 func (s *Source) Close() error {
 	s.mu.Lock()
-	started := s.started && !s.closed
 	s.closed = true
 	s.mu.Unlock()
-	if started {
-		ctx, cancel := context.WithTimeout(context.Background(), closeTime)
-		_ = s.Flush(ctx) // what is not written is handed out again, and found done
-		cancel()
-	}
 	s.cancel()
 	s.workers.Wait()
 	return errors.Join(s.cfg.Log.Close(), s.cfg.Checkpoints.Close(), s.cfg.Poison.Close())

@@ -88,6 +88,7 @@ func (w *window) advance() {
 	for w.head < len(w.entries) && w.entries[w.head].status == settled {
 		w.head++
 	}
+	w.handed = max(w.handed, w.head) // what was passed over is never handed out
 }
 
 // last is the event that the checkpoint can move to; nil where it cannot move.
