@@ -109,7 +109,7 @@ func (c *chaos) settled() int {
 	return n
 }
 
-// idle says that nothing is left to do at the moment.
+// idle says that nothing is left to do at the moment. An event that is done and waits for one before it, which holds the checkpoint back, counts as left.
 func (c *chaos) idle() bool { return c.settled() == c.sent() }
 
 // through says that all messages are sent and all but few settled.

@@ -147,10 +147,17 @@ func (p *partition) renew(ctx context.Context, once bool) error {
 	} else {
 		var stored Stored
 		stored, err = p.cfg.Checkpoints.Load(ctx, p.id)
-		if err == nil && stored.Version != version && !p.ours(stored) {
+		switch known := version; {
+		case err != nil:
+		case stored.Version != known && !p.ours(stored):
 			err = ErrChanged
+		case stored.Version != known && stored.Sequence < base.Sequence:
+			// The store has lost what we wrote. Nothing may ever be settled here again, so it is written now.
+			base.Owner = p.cfg.Owner
+			version, err = p.cfg.Checkpoints.Store(ctx, p.id, base, stored.Version)
+		default:
+			version = stored.Version
 		}
-		version = stored.Version
 	}
 
 	p.mu.Lock()

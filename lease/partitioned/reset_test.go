@@ -56,6 +56,7 @@ func (f *fewer) Describe(ctx context.Context) (partitioned.Description, error) {
 	}
 	return d, err
 }
+
 func (f *fewer) Ends(ctx context.Context, p string) (partitioned.Ends, error) {
 	if f.on.Load() && p != "0" {
 		return partitioned.Ends{}, errors.New("no such partition")

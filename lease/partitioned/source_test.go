@@ -241,6 +241,23 @@ func TestLostAnswer(t *testing.T) {
 	})
 }
 
+// TestStoreLosesACheckpoint: one that the store has gone back behind is written again, although nothing more is settled.
+func TestStoreLosesACheckpoint(t *testing.T) {
+	world(t, 1, func(t *testing.T, l *leasetest.Log) {
+		l.Send("a", "b")
+		s := open(t, l.Config(time.Minute, 1))
+		got := receiveAll(t, s)
+		complete(t, s, got[0])
+		flush(t, s)
+		older, _ := l.Checkpoint("0")
+		complete(t, s, got[1])
+		flush(t, s)
+		l.SetCheckpoint("0", older.Checkpoint)
+		time.Sleep(2 * time.Minute)
+		wantCheckpoint(t, l, "0", 1)
+	})
+}
+
 // lossyCheckpoints loses the answers to writes.
 type lossyCheckpoints struct {
 	partitioned.Checkpoints
