@@ -44,8 +44,8 @@ type partition struct {
 	// anew says that the log was made anew, so that the checkpoint is of another one; createdAt is when the log was made that was opened last.
 	anew      bool
 	createdAt time.Time
-	// late says that the partition was added while others were read: its first events are new, too. What was there when a partition was first looked at is
-	// in seen.
+	// late says that the partition was added while others were read: its first events are new, too. What was there when a partition that has no checkpoint
+	// was first looked at is in seen.
 	late bool
 	seen *Ends
 	// beyondSince is since when the partition is said to end before what we know of; zero while it is not. What the log says of itself can be a while old.
@@ -216,7 +216,7 @@ func (p *partition) begin(ctx context.Context) (Start, error) {
 		return Start{}, errRestart // it was found to have been made anew meanwhile
 	}
 	p.base, p.version, p.loaded, p.anew, p.createdAt = stored.Checkpoint, stored.Version, true, false, created
-	p.received, p.beyondSince = stored.Sequence, time.Time{}
+	p.received, p.beyondSince, p.seen = stored.Sequence, time.Time{}, nil
 	if stored.Offset == NoOffset && !p.cfg.Start.At.IsZero() {
 		return Start{At: p.cfg.Start.At}, nil
 	}
