@@ -83,6 +83,8 @@ type packLine struct {
 	TraceParent string  `json:"traceparent"`
 	Data        *string `json:"data"`
 	DataBase64  []byte  `json:"data_base64"`
+
+	Properties map[string]string `json:"properties"`
 }
 
 // printed takes apart what printPack printed, and checks that it agrees with itself and with the Job.
@@ -154,7 +156,7 @@ func TestPacks(t *testing.T) {
 	expect := func(s *stream, body string, text bool, fields ...string) {
 		line := packLine{ID: s.add(body, fields...), Attempt: 1}
 		if len(fields) > 0 {
-			line.TraceParent = fields[1]
+			line.TraceParent, line.Properties = fields[1], map[string]string{fields[0]: fields[1]}
 		}
 		if line.Data = &body; !text {
 			line.Data, line.DataBase64 = nil, []byte(body)

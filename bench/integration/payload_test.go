@@ -269,20 +269,20 @@ func TestContextVariables(t *testing.T) {
 	w.createCronJob(c)
 	const trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 	want := map[string]string{}
-	expect := func(s *stream, id, source string, more ...string) {
+	expect := func(s *stream, id, source, properties string, more ...string) {
 		millis := must[int64](w)(strconv.ParseInt(strings.TrimSuffix(id, "-0"), 10, 64))
 		for _, attempt := range []int{1, 2} {
 			lines := append([]string{
 				fmt.Sprint("LIGHTERMAN_ATTEMPT=", attempt), "LIGHTERMAN_ENQUEUED_AT=" + time.UnixMilli(millis).UTC().Format(time.RFC3339Nano),
-				"LIGHTERMAN_MESSAGE_ID=" + id, "LIGHTERMAN_SOURCE=" + source, "LIGHTERMAN_TASK_COUNT=1",
+				"LIGHTERMAN_MESSAGE_ID=" + id, "LIGHTERMAN_PROPERTIES=" + properties, "LIGHTERMAN_SOURCE=" + source, "LIGHTERMAN_TASK_COUNT=1",
 			}, more...)
 			want[fmt.Sprint(s.name, " ", id, " ", attempt)] = strings.Join(lines, "\n") + "\n"
 		}
 	}
 	source := "redis-streams://" + s.redis.Options().Addr + "/0/context?group=lighterman"
-	expect(s, sent(s, "a", "traceparent", trace, "other", "x"), source, "TRACEPARENT="+trace)
-	expect(s, sent(s, "b", "traceparent", "$(KUBERNETES_SERVICE_HOST)"), source)
-	expect(own, sent(own, "c", "traceparent", trace), "mine", "TRACEPARENT=mine, after "+trace)
+	expect(s, sent(s, "a", "traceparent", trace, "other", "x"), source, `{"other":"x","traceparent":"`+trace+`"}`, "TRACEPARENT="+trace)
+	expect(s, sent(s, "b", "traceparent", "$(KUBERNETES_SERVICE_HOST)"), source, `{"traceparent":"$(KUBERNETES_SERVICE_HOST)"}`)
+	expect(own, sent(own, "c", "traceparent", trace), "mine", `{"traceparent":"`+trace+`"}`, "TRACEPARENT=mine, after "+trace)
 	runLighterman(t, w.namespace)
 	s.waitUntilEmpty()
 	own.waitUntilEmpty()

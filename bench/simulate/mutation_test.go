@@ -14,8 +14,8 @@ import (
 
 // What a mutation is given before it counts as not found. The seeds are always the same, so that the table is, too.
 const (
-	mutationSeeds = 400
-	mutationTime  = 5 * time.Minute // on a busy machine; 400 seeds take half a minute
+	mutationSeeds = 800
+	mutationTime  = 5 * time.Minute // on a busy machine; 800 seeds take a minute
 )
 
 // catch is how a mutation was found.
