@@ -6,6 +6,7 @@ import (
 
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azeventhubs/v2"
 
+	"github.com/lighterman-dev/lighterman/lease/internal/call"
 	"github.com/lighterman-dev/lighterman/lease/partitioned"
 )
 
@@ -29,7 +30,7 @@ type reader struct {
 	linked bool
 	// pending is a call that waits for an event. When a Read is given up it is left to end by itself, which it may do with an event, and the next
 	// Read takes its answer.
-	pending <-chan answer[[]*azeventhubs.ReceivedEventData]
+	pending <-chan call.Answer[[]*azeventhubs.ReceivedEventData]
 	cancel  context.CancelFunc // of pending
 	left    bool               // pending was begun by a Read that was given up
 	// credit is how many events the service may send, and those that have arrived and were not returned.
@@ -67,7 +68,7 @@ func (r *reader) Read(ctx context.Context, most int) ([]partitioned.Event, error
 			left := r.left
 			r.cancel()
 			r.pending, r.left = nil, false
-			if left && isContext(first.err) {
+			if left && isContext(first.Err) {
 				continue
 			}
 			return r.all(ctx, first, most)
@@ -79,20 +80,20 @@ func (r *reader) Read(ctx context.Context, most int) ([]partitioned.Event, error
 }
 
 // all returns the event that was waited for, with those that have arrived besides.
-func (r *reader) all(ctx context.Context, first answer[[]*azeventhubs.ReceivedEventData], most int) ([]partitioned.Event, error) {
-	if first.err != nil {
-		return nil, r.failed(first.err)
+func (r *reader) all(ctx context.Context, first call.Answer[[]*azeventhubs.ReceivedEventData], most int) ([]partitioned.Event, error) {
+	if first.Err != nil {
+		return nil, r.failed(first.Err)
 	}
 	r.linked = true
-	r.credit -= len(first.value)
-	if len(first.value) >= most {
-		return convert(r.partition, first.value), nil
+	r.credit -= len(first.Value)
+	if len(first.Value) >= most {
+		return convert(r.partition, first.Value), nil
 	}
-	rest, err := r.arrived(ended, most-len(first.value))
+	rest, err := r.arrived(ended, most-len(first.Value))
 	if err != nil {
 		return nil, r.failed(err)
 	}
-	return r.more(ctx, append(first.value, rest...), most)
+	return r.more(ctx, append(first.Value, rest...), most)
 }
 
 // linger is how long to wait for more events where several have come at once.
@@ -133,7 +134,7 @@ func (r *reader) wait(ctx context.Context) {
 	ctx, r.cancel = context.WithCancel(ctx)
 	r.credit = max(r.credit, 1)
 	client := r.client
-	r.pending = start(func() ([]*azeventhubs.ReceivedEventData, error) { return client.ReceiveEvents(ctx, 1, nil) })
+	r.pending = call.Start(func() ([]*azeventhubs.ReceivedEventData, error) { return client.ReceiveEvents(ctx, 1, nil) })
 }
 
 func (r *reader) failed(err error) error {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/lighterman-dev/lighterman/lease"
+	"github.com/lighterman-dev/lighterman/lease/internal/call"
 )
 
 // claim makes the checkpoint ours to write, by writing it anew as it is. Whoever had it before is told so when it tries.
@@ -267,7 +268,8 @@ func (s *Source) Flush(ctx context.Context) error {
 	s.mu.Lock()
 	order := s.order
 	s.mu.Unlock()
-	return each(order, func(p *partition) error {
+	return errors.Join(call.Each(len(order), concurrency, func(i int) error {
+		p := order[i]
 		p.mu.Lock()
 		nothing := p.window.head == 0
 		p.mu.Unlock()
@@ -275,7 +277,7 @@ func (s *Source) Flush(ctx context.Context) error {
 			return nil
 		}
 		return p.renew(ctx, false)
-	})
+	})...)
 }
 
 // Final implements lease.Confirmer.

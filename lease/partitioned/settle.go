@@ -2,14 +2,13 @@ package partitioned
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/lighterman-dev/lighterman/lease"
+	"github.com/lighterman-dev/lighterman/lease/internal/call"
 )
 
 // concurrency is how many requests one call makes at a time.
@@ -131,14 +130,9 @@ func (s *Source) renewPartitions(ctx context.Context, leases []*lease.Lease) map
 	for p := range stale {
 		partitions = append(partitions, p)
 	}
-	var mu sync.Mutex
-	_ = each(partitions, func(p *partition) error {
-		err := p.renew(ctx, true)
-		mu.Lock()
-		stale[p] = err
-		mu.Unlock()
-		return err
-	})
+	for i, err := range call.Each(len(partitions), concurrency, func(i int) error { return partitions[i].renew(ctx, true) }) {
+		stale[partitions[i]] = err
+	}
 	return stale
 }
 
@@ -150,28 +144,12 @@ func (s *Source) Poison(ctx context.Context, poisoned []lease.Poisoned) []error 
 	}
 	// Nothing is copied that is not ours any more.
 	errs := s.Extend(ctx, leases)
-	if errs == nil {
-		errs = make([]error, len(poisoned))
-	}
-	var (
-		copying sync.WaitGroup
-		places  = make(chan struct{}, concurrency)
-	)
-	for i := range poisoned {
-		if errs[i] != nil {
-			continue
+	return call.Each(len(poisoned), concurrency, func(i int) error {
+		if errs != nil && errs[i] != nil {
+			return errs[i]
 		}
-		places <- struct{}{}
-		copying.Go(func() {
-			defer func() { <-places }()
-			errs[i] = s.poison(ctx, poisoned[i])
-		})
-	}
-	copying.Wait()
-	if errors.Join(errs...) == nil {
-		return nil
-	}
-	return errs
+		return s.poison(ctx, poisoned[i])
+	})
 }
 
 func (s *Source) poison(ctx context.Context, one lease.Poisoned) error {
@@ -197,27 +175,4 @@ func (s *Source) poison(ctx context.Context, one lease.Poisoned) error {
 	}
 	e.settle()
 	return nil
-}
-
-// each runs an operation on all, several at a time, and returns what failed.
-func each[T any](all []T, op func(T) error) error {
-	var (
-		running sync.WaitGroup
-		mu      sync.Mutex
-		errs    []error
-		places  = make(chan struct{}, concurrency)
-	)
-	for _, one := range all {
-		places <- struct{}{}
-		running.Go(func() {
-			defer func() { <-places }()
-			if err := op(one); err != nil {
-				mu.Lock()
-				defer mu.Unlock()
-				errs = append(errs, err)
-			}
-		})
-	}
-	running.Wait()
-	return errors.Join(errs...)
 }

@@ -2,10 +2,12 @@ package partitioned
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
 	"github.com/lighterman-dev/lighterman/lease"
+	"github.com/lighterman-dev/lighterman/lease/internal/call"
 )
 
 // watch keeps up with the log: it finds its partitions, and those that are added, until ctx ends.
@@ -93,16 +95,12 @@ func (s *Source) Backlog(ctx context.Context) (lease.Backlog, error) {
 		return lease.Backlog{}, err
 	}
 	counts := make([]lease.Backlog, len(found.Partitions))
-	numbers := make([]int, len(found.Partitions))
-	for i := range numbers {
-		numbers[i] = i
-	}
-	err = each(numbers, func(i int) error {
+	errs := call.Each(len(counts), concurrency, func(i int) error {
 		var err error
 		counts[i], err = s.backlogOf(ctx, found.Partitions[i])
 		return err
 	})
-	if err != nil {
+	if err := errors.Join(errs...); err != nil {
 		return lease.Backlog{}, err
 	}
 	var b lease.Backlog

@@ -2,8 +2,9 @@ package redisstreams
 
 import (
 	"context"
-	"fmt"
 	"time"
+
+	"github.com/lighterman-dev/lighterman/lease/internal/call"
 )
 
 // grace is how long a request that hands out leases may go on after its caller gave up.
@@ -16,31 +17,8 @@ const grace = time.Second
 // like that of any call whose answer got lost: the server may have it in its buffers yet, and no closing of connections
 // would bring it back. The scripts check the lease when they run, so one that comes late does no harm. To the process it
 // must do none either: it hands over its answer by what it returns, and touches no lease.
-func await[T any](ctx context.Context, call func() (T, error)) (T, error) {
-	type answer struct {
-		value T
-		err   error
-	}
-	var none T
-	if err := ctx.Err(); err != nil {
-		return none, err
-	}
-	answered := make(chan answer, 1)
-	go func() {
-		value, err := call()
-		answered <- answer{value, err}
-	}()
-	select {
-	case a := <-answered:
-		return a.value, a.err
-	case <-ctx.Done():
-	}
-	select {
-	case a := <-answered: // both at once
-		return a.value, a.err
-	default:
-		return none, fmt.Errorf("no answer from Redis: %w", ctx.Err())
-	}
+func await[T any](ctx context.Context, request func() (T, error)) (T, error) {
+	return call.Await(ctx, "no answer from Redis", request)
 }
 
 // detached is a context for a request that hands out leases. Such a request is not given up at once when ctx ends: its

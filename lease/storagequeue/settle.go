@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/lighterman-dev/lighterman/lease"
 	"github.com/lighterman-dev/lighterman/lease/internal/azstorage"
+	"github.com/lighterman-dev/lighterman/lease/internal/call"
 )
 
 // copied begins the receipt of a lease whose message is in the poison queue already, but could not be deleted yet. The
@@ -23,17 +23,17 @@ const copied = "copied "
 
 // Extend implements lease.Source.
 func (s *Source) Extend(ctx context.Context, leases []*lease.Lease) []error {
-	return each(s.concurrency, leases, func(i int) error { return s.extend(ctx, leases[i]) })
+	return call.Each(len(leases), s.concurrency, func(i int) error { return s.extend(ctx, leases[i]) })
 }
 
 // Complete implements lease.Source.
 func (s *Source) Complete(ctx context.Context, leases []*lease.Lease) []error {
-	return each(s.concurrency, leases, func(i int) error { return s.complete(ctx, leases[i]) })
+	return call.Each(len(leases), s.concurrency, func(i int) error { return s.complete(ctx, leases[i]) })
 }
 
 // Requeue implements lease.Source.
 func (s *Source) Requeue(ctx context.Context, returns []lease.Return) []error {
-	return each(s.concurrency, returns, func(i int) error {
+	return call.Each(len(returns), s.concurrency, func(i int) error {
 		l := returns[i].Lease
 		delay := min(max(returns[i].Delay, 0), maxVisibility)
 		if _, err := s.update(ctx, "requeueing", l, delay); err != nil {
@@ -46,7 +46,7 @@ func (s *Source) Requeue(ctx context.Context, returns []lease.Return) []error {
 
 // Poison implements lease.Source.
 func (s *Source) Poison(ctx context.Context, poisoned []lease.Poisoned) []error {
-	return each(s.concurrency, poisoned, func(i int) error {
+	return call.Each(len(poisoned), s.concurrency, func(i int) error {
 		l := poisoned[i].Lease
 		if strings.HasPrefix(l.Receipt, copied) {
 			return s.complete(ctx, l)
@@ -124,38 +124,6 @@ func (s *Source) copyToPoison(ctx context.Context, l *lease.Lease) error {
 		e.Kind = nil // it is the queue itself that ErrNotFound speaks of
 	}
 	return err
-}
-
-// each runs an operation on every lease of a batch, several at a time; nil when all went well.
-func each[T any](concurrency int, batch []T, op func(i int) error) []error {
-	if len(batch) == 1 {
-		if err := op(0); err != nil {
-			return []error{err}
-		}
-		return nil
-	}
-	var (
-		wg     sync.WaitGroup
-		mu     sync.Mutex
-		errs   []error
-		places = make(chan struct{}, concurrency)
-	)
-	for i := range batch {
-		places <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-places }()
-			if err := op(i); err != nil {
-				mu.Lock()
-				defer mu.Unlock()
-				if errs == nil {
-					errs = make([]error, len(batch))
-				}
-				errs[i] = err
-			}
-		})
-	}
-	wg.Wait()
-	return errs
 }
 
 func (s *Source) doing(doing string, l *lease.Lease) string {
