@@ -3,7 +3,6 @@ package dispatcher
 import (
 	"context"
 	"fmt"
-	"sync"
 	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
@@ -43,35 +42,18 @@ func (l *lane) judgeLater(job *batchv1.Job, status jobs.Status, t *task) {
 
 // judge asks the pods of packs that have succeeded which messages failed, until ctx ends.
 func (l *lane) judge(ctx context.Context) {
-	var asking sync.WaitGroup
-	defer asking.Wait()
-	concurrency := make(chan struct{}, l.tuning.LaunchConcurrency)
-	for {
-		l.mu.Lock()
-		var next *judgement
-		if len(l.packs.toJudge) > 0 {
-			next = l.packs.toJudge[0]
-			l.packs.toJudge = l.packs.toJudge[1:]
-		}
-		l.mu.Unlock()
-		if next == nil {
-			select {
-			case <-l.wakeJudge:
-				continue
-			case <-ctx.Done():
-				return
-			}
-		}
-		select {
-		case concurrency <- struct{}{}:
-		case <-ctx.Done():
-			return
-		}
-		asking.Go(func() {
-			defer func() { <-concurrency }()
-			l.judgeOne(ctx, next)
-		})
+	workOff(ctx, l.tuning.LaunchConcurrency, l.wakeJudge, l.nextJudgement, l.judgeOne)
+}
+
+func (l *lane) nextJudgement() (next *judgement, ok, finished bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.packs.toJudge) == 0 {
+		return nil, false, false
 	}
+	next = l.packs.toJudge[0]
+	l.packs.toJudge = l.packs.toJudge[1:]
+	return next, true, false
 }
 
 func (l *lane) judgeOne(ctx context.Context, j *judgement) {

@@ -24,30 +24,35 @@ const tellMarkAfter = 3
 // mark writes on the Jobs of settled messages that they are history, and hands them to the TTL controller, until ctx ends, or
 // until the lane stops and nothing is left to do.
 func (l *lane) mark(ctx context.Context) {
-	var marking sync.WaitGroup
-	defer marking.Wait()
-	concurrency := make(chan struct{}, l.tuning.LaunchConcurrency) // a Job is marked for each that is created
+	workOff(ctx, l.tuning.LaunchConcurrency, l.wakeMark, l.nextMark, l.markOne) // a Job is marked for each that is created
+}
+
+// workOff does what next hands out, so many at a time, until ctx ends, or until next says that it is finished. Where there is nothing, it waits to be woken.
+func workOff[T any](ctx context.Context, concurrency int, woken <-chan struct{}, next func() (one T, ok, finished bool), do func(context.Context, T)) {
+	var doing sync.WaitGroup
+	defer doing.Wait()
+	places := make(chan struct{}, concurrency)
 	for {
-		next, ok, finished := l.nextMark()
+		one, ok, finished := next()
 		if finished {
 			return
 		}
 		if !ok {
 			select {
-			case <-l.wakeMark:
+			case <-woken:
 				continue
 			case <-ctx.Done():
 				return
 			}
 		}
 		select {
-		case concurrency <- struct{}{}:
+		case places <- struct{}{}:
 		case <-ctx.Done():
 			return
 		}
-		marking.Go(func() {
-			defer func() { <-concurrency }()
-			l.markOne(ctx, next)
+		doing.Go(func() {
+			defer func() { <-places }()
+			do(ctx, one)
 		})
 	}
 }
