@@ -162,6 +162,8 @@ var (
 	errNotSeen = errors.New("the Job is not in the cache yet")
 	// errStarved means that a Job waits for messages of which some are not here.
 	errStarved = errors.New("not all messages of the Job are here")
+	// errNoSecret means that a Job has no Secret, and all that goes into it is here by now.
+	errNoSecret = errors.New("the Secret of the Job is to be created")
 	// errFirstSeen means that a Job was found to be starved of messages none of which may be here.
 	errFirstSeen = errors.New("the Job has no Secret yet")
 )
@@ -184,6 +186,9 @@ func (l *lane) lookForSecret(ctx context.Context, t *task, job *batchv1.Job) err
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if t.lacksSecret() {
+		if len(t.here()) == t.messages.Len() {
+			return errNoSecret // they have come meanwhile, and it is created next
+		}
 		t.starved, t.startable, t.pendingSince = true, time.Time{}, time.Time{} // its time to start begins with the Secret
 		l.setPending(t, false)
 		l.dropSlot(t)
